@@ -1,0 +1,1 @@
+//! One question a file; raw baselines in the same run.

@@ -1,0 +1,1 @@
+//! What a function library is written with.

@@ -1,0 +1,1 @@
+//! Gleaner's client library: acquire leases, call functions on harvested nodes.

@@ -1,0 +1,1 @@
+//! Gleaner's one configuration file: parsed once, validated, with origins.

@@ -1,0 +1,3 @@
+//! The node's executor: keeper, agent and worker.
+
+fn main() {}

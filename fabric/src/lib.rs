@@ -1,0 +1,1 @@
+//! Moves bytes between a client and a worker: Link and its backends.

@@ -1,0 +1,1 @@
+//! The harvester daemon: watches Slurm, leases, records.

@@ -1,0 +1,3 @@
+//! The harvester daemon: watches Slurm, leases, records.
+
+fn main() {}

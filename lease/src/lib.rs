@@ -1,0 +1,1 @@
+//! The grant and lease state machine, tokens, epochs and clocks: pure.

@@ -1,0 +1,1 @@
+//! What two Gleaner processes agree on: services, types, headers.

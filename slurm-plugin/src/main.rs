@@ -1,0 +1,3 @@
+//! The Prolog and Epilog helper: one bounded local message.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Functions that behave and misbehave, for the tests and the demo.

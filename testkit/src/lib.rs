@@ -1,0 +1,1 @@
+//! A private Slurm and a whole Gleaner beside it, for tests and the demo.
