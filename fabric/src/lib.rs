@@ -1,1 +1,16 @@
-//! Moves bytes between a client and a worker: Link and its backends.
+//! Moves bytes between a client and one worker thread, and knows nothing of leases.
+//!
+//! One trait, [`Link`], a backend a file, one conformance suite for all ([`conformance`]). Both ends hold two
+//! *mirrored regions*: what one end writes into its request region at some offset appears in the peer's at the same
+//! offset. Shared memory makes that one mapping, TCP copies it through a socket, RDMA writes it remotely.
+//!
+//! ```text
+//! region:  | slot 0 | slot 1 | ... | slot window-1 | arena ................ |
+//! block:   | header 64 B | payload .................. | guard 64 B |        a slot is a block, the arena holds larger ones
+//! ```
+//!
+//! The client decides where every block lies, the reply's too, so that a reply is one write as well.
+
+pub mod link;
+
+pub use link::{Arrival, Block, Geometry, Link, LinkError};

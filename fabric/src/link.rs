@@ -1,0 +1,174 @@
+//! The trait that every backend implements, and the shapes it speaks of.
+
+use std::{os::fd::BorrowedFd, time::Duration};
+
+use gleaner_proto::header::{BLOCK_ALIGN, BadHeader, GUARD_LEN, HEADER_LEN, Header, Immediate};
+
+/// How a link's two regions are divided: the same for requests and responses, agreed on when a session attaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Slots: the most calls outstanding on this link.
+    pub window: u16,
+    /// Bytes of one slot's block: header, payload and guard; a multiple of [`BLOCK_ALIGN`].
+    pub slot_bytes: u32,
+    /// Bytes of the arena, for blocks that do not fit a slot; a multiple of [`BLOCK_ALIGN`].
+    pub arena_bytes: u64,
+}
+
+/// One message's place in a region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block {
+    /// Bytes from the region's start; a multiple of [`BLOCK_ALIGN`].
+    pub offset: u64,
+    /// The most bytes of payload.
+    pub capacity: u32,
+}
+
+impl Block {
+    /// The block in the header's units.
+    pub fn index(self) -> u32 {
+        (self.offset / BLOCK_ALIGN as u64) as u32
+    }
+
+    /// Where the payload starts, in bytes from the region's start.
+    pub fn payload_offset(self) -> u64 {
+        self.offset + HEADER_LEN as u64
+    }
+}
+
+/// Why a geometry cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "link geometry of {window} slots of {slot_bytes} bytes and an arena of {arena_bytes} bytes: \
+     window must be 1 to {WINDOW_MAX}, slot and arena multiples of {BLOCK_ALIGN}, a slot at least 192 bytes, \
+     all together at most {max} bytes",
+    max = Immediate::REGION_MAX
+)]
+pub struct BadGeometry {
+    window: u16,
+    slot_bytes: u32,
+    arena_bytes: u64,
+}
+
+/// Most slots of one link.
+pub const WINDOW_MAX: u16 = 256;
+
+impl Geometry {
+    /// Checks a geometry that a peer or a caller proposes.
+    pub fn check(self) -> Result<Self, BadGeometry> {
+        let Self { window, slot_bytes, arena_bytes } = self;
+        let align = BLOCK_ALIGN as u64;
+        let fits = (1..=WINDOW_MAX).contains(&window)
+            && slot_bytes as usize >= HEADER_LEN + GUARD_LEN + BLOCK_ALIGN
+            && u64::from(slot_bytes) % align == 0
+            && arena_bytes % align == 0
+            && arena_bytes <= Immediate::REGION_MAX
+            && self.region_bytes() <= Immediate::REGION_MAX;
+        if fits { Ok(self) } else { Err(BadGeometry { window, slot_bytes, arena_bytes }) }
+    }
+
+    /// Bytes of one region.
+    pub fn region_bytes(self) -> u64 {
+        self.arena_offset() + self.arena_bytes
+    }
+
+    /// Where the arena starts.
+    pub fn arena_offset(self) -> u64 {
+        u64::from(self.window) * u64::from(self.slot_bytes)
+    }
+
+    /// The most payload that fits a slot.
+    pub fn slot_capacity(self) -> u32 {
+        self.slot_bytes - (HEADER_LEN + GUARD_LEN) as u32
+    }
+
+    /// A slot's own block.
+    pub fn slot(self, slot: u16) -> Block {
+        debug_assert!(slot < self.window);
+        let offset = u64::from(slot) * u64::from(self.slot_bytes);
+        Block { offset, capacity: self.slot_capacity() }
+    }
+
+    /// The block that a peer names, if header, `capacity` and guard lie wholly inside one slot or the arena.
+    pub fn block(self, index: u32, capacity: u32) -> Option<Block> {
+        let offset = u64::from(index) * BLOCK_ALIGN as u64;
+        let whole = (HEADER_LEN + GUARD_LEN) as u64 + u64::from(capacity);
+        let end = offset.checked_add(whole)?;
+        let arena = self.arena_offset();
+        let inside = if offset < arena {
+            offset % u64::from(self.slot_bytes) == 0 && whole <= u64::from(self.slot_bytes)
+        } else {
+            end <= self.region_bytes()
+        };
+        inside.then_some(Block { offset, capacity })
+    }
+}
+
+/// A message that has arrived: its header, read once and checked against the geometry, and its block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrival {
+    /// The header's snapshot.
+    pub header: Header,
+    /// Where the payload lies in the incoming region; `capacity` is the payload's length.
+    pub block: Block,
+}
+
+/// Why a link is of no more use. One bad message closes the one link it came on.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The peer closed it, or its process is gone.
+    #[error("the peer closed the link")]
+    Closed,
+    /// The peer sent what no header may be.
+    #[error("the peer sent a bad header: {0}")]
+    Header(#[from] BadHeader),
+    /// The peer named a slot or a block that lies outside the link's geometry.
+    #[error("the peer named slot {slot}, block {block} of {len} bytes, which lies outside the link's regions")]
+    Range {
+        /// The slot it named.
+        slot: u16,
+        /// The block it named.
+        block: u32,
+        /// The payload's length.
+        len: u32,
+    },
+    /// The operating system refused.
+    #[error("{step}: {source}")]
+    Io {
+        /// What was tried.
+        step: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+/// One end of a link. Not shared between threads; after set-up nothing here allocates, locks or logs.
+pub trait Link: Send {
+    /// How the regions are divided.
+    fn geometry(&self) -> Geometry;
+
+    /// The outgoing block's payload and guard, for the caller to fill in place. The block must come from
+    /// [`Geometry::slot`] or [`Geometry::block`]; the slice has `capacity + GUARD_LEN` bytes.
+    fn outgoing(&mut self, block: Block) -> &mut [u8];
+
+    /// Sends `header` and the first `header.payload_len` bytes of the block's payload. The block must stay
+    /// untouched until the slot is used again. Does not block: what the transport did not take yet goes out in
+    /// later calls of [`poll`](Self::poll) or [`wait`](Self::wait).
+    fn post(&mut self, block: Block, header: &Header) -> Result<(), LinkError>;
+
+    /// The next message that has arrived, if there is one. Never blocks.
+    fn poll(&mut self) -> Result<Option<Arrival>, LinkError>;
+
+    /// The payload of an arrival. Memory that the peer may still write to: read each byte once.
+    fn incoming(&self, arrival: &Arrival) -> &[u8];
+
+    /// Sleeps until something may have arrived, the peer is gone, or `timeout` is over.
+    fn wait(&mut self, timeout: Duration) -> Result<(), LinkError>;
+
+    /// A descriptor that becomes readable when something may have arrived, for one sleep over several links; before
+    /// it sleeps, the caller arms it and polls once more.
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Asks for a wake-up through [`wait_fd`](Self::wait_fd). Returns true if something may have arrived already.
+    fn arm(&mut self) -> Result<bool, LinkError>;
+}

@@ -1,0 +1,233 @@
+//! The invocation header: 64 bytes that lie before every payload, one layout for shared memory, TCP and RDMA.
+//!
+//! ```text
+//!  0 u32 generation   of the slot; shared memory stores it last, with Release     8 u64 epoch
+//!  4 u16 slot                                                                    16 u64 invocation
+//!  6 u8  kind         1 request, 2 response                                      24 u32 function
+//!  7 u8  status       of a response                                              28 u32 code
+//! 32 u32 payload_len  36 u32 block      40 u32 reply_block   44 u32 reply_capacity
+//! 48 u64 time_ns      56 u64 reserved, 0
+//! ```
+//!
+//! Little-endian. The header and its payload are one block, so that a call is one write; an RDMA immediate names the
+//! block and the generation ([`Immediate`]). Peers are hostile: a header is read once, into a [`Header`], and
+//! checked by the link before anything uses it.
+
+/// Bytes of the header: one cache line.
+pub const HEADER_LEN: usize = 64;
+
+/// Blocks start at multiples of this, in bytes.
+pub const BLOCK_ALIGN: usize = 64;
+
+/// Bytes after every block's payload that belong to the block and stay untouched: a function that writes past its
+/// output hits them first, and is found out.
+pub const GUARD_LEN: usize = 64;
+
+/// Request or response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// Client to worker.
+    Request = 1,
+    /// Worker to client.
+    Response = 2,
+}
+
+/// How the worker ended a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// The function returned success.
+    Ok = 0,
+    /// The function returned an error: `code` is its own, the payload its message.
+    FunctionError = 1,
+    /// No function has that number in this lease.
+    UnknownFunction = 2,
+    /// The function returned more than the reply's capacity: `time_ns` aside, nothing else is valid.
+    ReplyTooLarge = 3,
+    /// The epoch or the lease had ended when the worker looked: not started.
+    Stale = 4,
+    /// The caller cancelled it before it started.
+    Cancelled = 5,
+    /// The function wrote past its output: its worker ends.
+    Overflow = 6,
+}
+
+/// One header, read once from the wire or from memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// The slot's use count, never 0.
+    pub generation: u32,
+    /// The slot, below the session's window.
+    pub slot: u16,
+    /// Request or response.
+    pub kind: Kind,
+    /// A response's status; [`Status::Ok`] in a request.
+    pub status: Status,
+    /// The grant epoch that the session was attached under.
+    pub epoch: u64,
+    /// The client's number of this call in its session.
+    pub invocation: u64,
+    /// The function's number in the lease.
+    pub function: u32,
+    /// A response's error code, the function's own.
+    pub code: u32,
+    /// Bytes of payload.
+    pub payload_len: u32,
+    /// This message's block in its region, in units of [`BLOCK_ALIGN`]: the payload starts [`HEADER_LEN`] after it.
+    pub block: u32,
+    /// Request: the response's block in the response region, in units of [`BLOCK_ALIGN`].
+    pub reply_block: u32,
+    /// Request: the most bytes of payload that the response may have.
+    pub reply_capacity: u32,
+    /// Request: the time the caller leaves the call, 0 for no bound. Response: the time inside the function.
+    pub time_ns: u64,
+}
+
+/// Why 64 bytes are no header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadHeader {
+    /// A kind that this version does not know.
+    #[error("header kind {0} is neither a request (1) nor a response (2)")]
+    Kind(u8),
+    /// A status that this version does not know.
+    #[error("header status {0} is unknown")]
+    Status(u8),
+    /// Generation 0 marks a slot that was never used.
+    #[error("header generation 0 was never sent")]
+    Generation,
+    /// The reserved bytes are in use: the peer speaks a later version.
+    #[error("header's reserved bytes are not 0")]
+    Reserved,
+}
+
+impl Header {
+    /// The header as it travels.
+    pub fn encode(&self) -> [u8; HEADER_LEN] {
+        let mut out = [0; HEADER_LEN];
+        out[0..4].copy_from_slice(&self.generation.to_le_bytes());
+        out[4..6].copy_from_slice(&self.slot.to_le_bytes());
+        out[6] = self.kind as u8;
+        out[7] = self.status as u8;
+        out[8..16].copy_from_slice(&self.epoch.to_le_bytes());
+        out[16..24].copy_from_slice(&self.invocation.to_le_bytes());
+        out[24..28].copy_from_slice(&self.function.to_le_bytes());
+        out[28..32].copy_from_slice(&self.code.to_le_bytes());
+        out[32..36].copy_from_slice(&self.payload_len.to_le_bytes());
+        out[36..40].copy_from_slice(&self.block.to_le_bytes());
+        out[40..44].copy_from_slice(&self.reply_block.to_le_bytes());
+        out[44..48].copy_from_slice(&self.reply_capacity.to_le_bytes());
+        out[48..56].copy_from_slice(&self.time_ns.to_le_bytes());
+        out
+    }
+
+    /// Reads a snapshot of a header. Ranges are the link's to check, against its own geometry.
+    pub fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Self, BadHeader> {
+        let generation = u32_at(bytes, 0);
+        if generation == 0 {
+            return Err(BadHeader::Generation);
+        }
+        if u64_at(bytes, 56) != 0 {
+            return Err(BadHeader::Reserved);
+        }
+        Ok(Self {
+            generation,
+            slot: u16::from_le_bytes([bytes[4], bytes[5]]),
+            kind: Kind::decode(bytes[6])?,
+            status: Status::decode(bytes[7])?,
+            epoch: u64_at(bytes, 8),
+            invocation: u64_at(bytes, 16),
+            function: u32_at(bytes, 24),
+            code: u32_at(bytes, 28),
+            payload_len: u32_at(bytes, 32),
+            block: u32_at(bytes, 36),
+            reply_block: u32_at(bytes, 40),
+            reply_capacity: u32_at(bytes, 44),
+            time_ns: u64_at(bytes, 48),
+        })
+    }
+}
+
+impl Kind {
+    fn decode(byte: u8) -> Result<Self, BadHeader> {
+        match byte {
+            1 => Ok(Self::Request),
+            2 => Ok(Self::Response),
+            other => Err(BadHeader::Kind(other)),
+        }
+    }
+}
+
+impl Status {
+    fn decode(byte: u8) -> Result<Self, BadHeader> {
+        Ok(match byte {
+            0 => Self::Ok,
+            1 => Self::FunctionError,
+            2 => Self::UnknownFunction,
+            3 => Self::ReplyTooLarge,
+            4 => Self::Stale,
+            5 => Self::Cancelled,
+            6 => Self::Overflow,
+            other => return Err(BadHeader::Status(other)),
+        })
+    }
+}
+
+fn u32_at(bytes: &[u8; HEADER_LEN], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn u64_at(bytes: &[u8; HEADER_LEN], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}
+
+/// The 32 bits that arrive with an RDMA write: which block was written, and the low bits of its slot's generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Immediate {
+    /// The block's offset in its region, in units of [`BLOCK_ALIGN`]: 24 bits, so regions go up to 1 GiB.
+    pub block: u32,
+    /// The low 8 bits of the slot's generation.
+    pub generation: u8,
+}
+
+impl Immediate {
+    /// Largest region that an immediate can address, in bytes.
+    pub const REGION_MAX: u64 = (1 << 24) * BLOCK_ALIGN as u64;
+
+    /// Packs it.
+    pub fn encode(self) -> u32 {
+        self.block << 8 | u32::from(self.generation)
+    }
+
+    /// Unpacks it; every value is one.
+    pub fn decode(raw: u32) -> Self {
+        Self { block: raw >> 8, generation: raw as u8 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_64_bytes_decode_or_are_refused_and_what_decodes_encodes_back(bytes: [u8; 32], more: [u8; 32]) {
+            let mut raw = [0; HEADER_LEN];
+            raw[..32].copy_from_slice(&bytes);
+            raw[32..].copy_from_slice(&more);
+            raw[6] %= 4;
+            raw[7] %= 8;
+            raw[56..].fill(0);
+            if let Ok(header) = Header::decode(&raw) {
+                prop_assert_eq!(header.encode(), raw);
+            }
+        }
+
+        #[test]
+        fn an_immediate_round_trips(raw: u32) {
+            prop_assert_eq!(Immediate::decode(raw).encode(), raw);
+        }
+    }
+}
