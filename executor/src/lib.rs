@@ -1,1 +1,4 @@
 //! The node's executor: keeper, agent and worker.
+
+pub mod board;
+pub mod worker;

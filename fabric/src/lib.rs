@@ -12,5 +12,6 @@
 //! The client decides where every block lies, the reply's too, so that a reply is one write as well.
 
 pub mod link;
+pub mod region;
 
 pub use link::{Arrival, Block, Geometry, Link, LinkError};
