@@ -129,6 +129,9 @@ impl Munge {
         let invalid = |detail: &str| MungeError::Invalid {
             detail: detail.into(),
         };
+        if credential.is_empty() {
+            return Err(invalid("it is empty"));
+        }
         if credential.len() > CREDENTIAL_MAX {
             return Err(invalid("it is too long"));
         }
