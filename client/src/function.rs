@@ -1,0 +1,148 @@
+//! Calling functions: at once, with tickets, over many inputs, in place.
+
+use std::time::Duration;
+
+use crate::{error::CallError, event::CallStats, pool::Pool};
+
+/// A function in a pool. Its settings are its own: a clone with others is another view of the same function.
+#[derive(Clone)]
+pub struct Function<'p> {
+    pool: &'p Pool,
+    index: u32,
+    settings: Settings,
+}
+
+/// How calls are made; see [`Function`]'s methods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Settings {
+    pub(crate) idempotent: bool,
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) reply_capacity: Option<u32>,
+}
+
+/// A call under way. Dropping it gives the call up.
+pub struct Ticket<'p> {
+    pool: &'p Pool,
+    call: crate::pool::CallKey,
+}
+
+/// A call's reply and what it went through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    /// The reply's bytes.
+    pub bytes: Vec<u8>,
+    /// What the call went through.
+    pub stats: CallStats,
+}
+
+impl<'p> Function<'p> {
+    pub(crate) fn new(pool: &'p Pool, index: u32) -> Self {
+        Self {
+            pool,
+            index,
+            settings: Settings::default(),
+        }
+    }
+
+    /// Declares that running it twice does no harm: after an eviction, calls that had started run again elsewhere.
+    pub fn idempotent(mut self, idempotent: bool) -> Self {
+        self.settings.idempotent = idempotent;
+        self
+    }
+
+    /// The time each call is left. One that runs over is stopped, its worker with it, and ends as FAILED.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.settings.deadline = Some(deadline);
+        self
+    }
+
+    /// The most bytes that a reply may have. Default: what fits a slot.
+    pub fn reply_capacity(mut self, bytes: u32) -> Self {
+        self.settings.reply_capacity = Some(bytes);
+        self
+    }
+
+    /// Calls it and waits for the reply.
+    pub fn invoke(&self, input: &[u8]) -> Result<Vec<u8>, CallError> {
+        self.invoke_with(
+            input.len(),
+            |buffer| buffer.copy_from_slice(input),
+            <[u8]>::to_vec,
+        )
+    }
+
+    /// Calls it and copies the reply to the front of `output`: no memory is allocated. Returns the reply's length;
+    /// one that is longer than `output` ends as FAILED.
+    pub fn invoke_into(&self, input: &[u8], output: &mut [u8]) -> Result<usize, CallError> {
+        let _ = (input, output);
+        unimplemented!()
+    }
+
+    /// Calls it with an input of `len` bytes that `fill` writes in place, and hands the reply to `read` in place.
+    /// Neither may use the pool.
+    pub fn invoke_with<R>(
+        &self,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]),
+        read: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R, CallError> {
+        let _ = (len, fill, read);
+        unimplemented!()
+    }
+
+    /// Sends a call and does not wait for its reply; waits for a free slot if all are in use.
+    pub fn submit(&self, input: &[u8]) -> Result<Ticket<'p>, CallError> {
+        self.submit_with(input.len(), |buffer| buffer.copy_from_slice(input))
+    }
+
+    /// As [`submit`](Self::submit), with an input that `fill` writes in place.
+    pub fn submit_with(
+        &self,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<Ticket<'p>, CallError> {
+        let _ = (len, fill, self.index);
+        unimplemented!()
+    }
+
+    /// Calls it once for each input, on all cores at once, and returns the results in the inputs' order.
+    pub fn map<I>(&self, inputs: I) -> Vec<Result<Vec<u8>, CallError>>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<[u8]>,
+    {
+        let _ = (inputs.into_iter(), self.pool);
+        unimplemented!()
+    }
+}
+
+impl Ticket<'_> {
+    /// Waits for the reply.
+    pub fn wait(self) -> Result<Vec<u8>, CallError> {
+        self.wait_reply().map(|reply| reply.bytes)
+    }
+
+    /// Waits for the reply, and tells what the call went through.
+    pub fn wait_reply(self) -> Result<Reply, CallError> {
+        unimplemented!()
+    }
+
+    /// Waits for the reply and hands it to `read` in place. `read` may not use the pool.
+    pub fn wait_with<R>(self, read: impl FnOnce(&[u8]) -> R) -> Result<R, CallError> {
+        let _ = read;
+        unimplemented!()
+    }
+
+    /// Whether the call has ended, without waiting.
+    pub fn is_done(&self) -> bool {
+        let _ = (self.pool, self.call);
+        unimplemented!()
+    }
+
+    /// Gives the call up: it ends as FAILED unless it ends well first. One that runs longer than `grace` from now is
+    /// stopped, its worker with it. Wait for the ticket to learn how it ended.
+    pub fn cancel(&self, grace: Duration) {
+        let _ = grace;
+        unimplemented!()
+    }
+}

@@ -1,0 +1,146 @@
+//! What a caller asks for: the leases' size and number, and how the pool over them behaves.
+
+use std::{ops::RangeInclusive, time::Duration};
+
+/// How a waiting caller and its workers spend the time between calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waiting {
+    /// Spin: fastest, and billed.
+    Hot,
+    /// Sleep until woken.
+    Warm,
+}
+
+/// Who renews the leases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeepAlive {
+    /// Each call that finds less than half of the time left renews on its way.
+    OnCall,
+    /// A thread of the library's own.
+    Background,
+    /// Nobody: the caller calls [`crate::Pool::renew`].
+    Manual,
+}
+
+/// A request for leases. Build it with the methods; what is not said takes the default given there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    pub(crate) nodes: RangeInclusive<u32>,
+    pub(crate) cores: u32,
+    pub(crate) memory_bytes: u64,
+    pub(crate) ttl: Duration,
+    pub(crate) partition: String,
+    pub(crate) account: String,
+    pub(crate) waiting: Waiting,
+    pub(crate) keep_alive: KeepAlive,
+    pub(crate) window: u16,
+    pub(crate) slot_bytes: u32,
+    pub(crate) arena_bytes: u64,
+    pub(crate) local_fallback: bool,
+    pub(crate) patience: Duration,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self {
+            nodes: 1..=1,
+            cores: 1,
+            memory_bytes: 256 << 20,
+            ttl: Duration::from_secs(60),
+            partition: String::new(),
+            account: String::new(),
+            waiting: Waiting::Hot,
+            keep_alive: KeepAlive::OnCall,
+            window: 16,
+            slot_bytes: 8 << 10,
+            arena_bytes: 0,
+            local_fallback: false,
+            patience: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Request {
+    /// One node, one core, 256 MiB, for a minute.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many nodes: refused below the least. Default 1 to 1.
+    pub fn nodes(mut self, nodes: RangeInclusive<u32>) -> Self {
+        self.nodes = nodes;
+        self
+    }
+
+    /// Cores on each node: each is one lane with a pinned worker thread. Default 1.
+    pub fn cores(mut self, cores: u32) -> Self {
+        self.cores = cores;
+        self
+    }
+
+    /// Memory on each node, in bytes. Default 256 MiB.
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.memory_bytes = bytes;
+        self
+    }
+
+    /// For how long the leases are wanted at a time; renewing asks for as much again. Default one minute.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// Only nodes of this Slurm partition. Default any.
+    pub fn partition(mut self, partition: impl Into<String>) -> Self {
+        self.partition = partition.into();
+        self
+    }
+
+    /// The Slurm account that is charged. Default the caller's.
+    pub fn account(mut self, account: impl Into<String>) -> Self {
+        self.account = account.into();
+        self
+    }
+
+    /// Hot or warm. Default hot.
+    pub fn waiting(mut self, waiting: Waiting) -> Self {
+        self.waiting = waiting;
+        self
+    }
+
+    /// Who renews. Default [`KeepAlive::OnCall`].
+    pub fn keep_alive(mut self, keep_alive: KeepAlive) -> Self {
+        self.keep_alive = keep_alive;
+        self
+    }
+
+    /// The most calls outstanding on one core: what is submitted beyond it waits. Default 16.
+    pub fn window(mut self, slots: u16) -> Self {
+        self.window = slots;
+        self
+    }
+
+    /// Bytes of one slot: calls whose input and reply fit need no arena. Default 8 KiB.
+    pub fn slot_bytes(mut self, bytes: u32) -> Self {
+        self.slot_bytes = bytes;
+        self
+    }
+
+    /// Bytes of each core's arena for larger inputs and replies, each direction. Default 0: none.
+    pub fn arena_bytes(mut self, bytes: u64) -> Self {
+        self.arena_bytes = bytes;
+        self
+    }
+
+    /// Runs calls in this process when no node can be had, now or after an eviction. Default false.
+    pub fn local_fallback(mut self, local: bool) -> Self {
+        self.local_fallback = local;
+        self
+    }
+
+    /// How long a call waits for another lease after its node was taken back. Default 30 s.
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+}
