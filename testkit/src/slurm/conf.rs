@@ -150,6 +150,7 @@ SlurmdTimeout=120
 SlurmdParameters=config_overrides
 InactiveLimit=0
 KillWait=5
+SchedulerParameters=batch_sched_delay=0
 Waittime=0
 "
         );
