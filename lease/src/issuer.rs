@@ -1,0 +1,1 @@
+//! The harvester's book of grants and leases.
