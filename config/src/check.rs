@@ -195,16 +195,4 @@ fn sizes(config: &Config, broken: &mut Vec<Broken>) {
             );
         }
     }
-    if config.executor.library_max > config.executor.libraries_max {
-        let why = format!(
-            "one library may be larger ({}) than all together",
-            config.executor.library_max
-        );
-        report(
-            broken,
-            "executor.libraries_max",
-            why,
-            "give at least executor.library_max",
-        );
-    }
 }

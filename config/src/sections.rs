@@ -125,8 +125,6 @@ section! {
         memory: Option<ByteSize> = None,
         /// Workers started in advance, so that a lease begins with a hand-over.
         pool: u32 = 4,
-        /// The largest library that a client may upload.
-        library_max: ByteSize = ByteSize(256 << 20),
         /// Memory of all uploaded libraries together; the ones unused longest go first.
         libraries_max: ByteSize = ByteSize(1 << 30),
         /// Most client sessions of one lease at a time.
@@ -142,11 +140,11 @@ section! {
         /// The account to lease under; unset: none is named.
         account: Option<String> = None,
         /// How long connecting may take.
-        connect_timeout: Duration = Duration::from_secs(2),
+        connect_timeout: Duration = Duration::from_secs(3),
         /// How long one request to the harvester may take.
         timeout: Duration = Duration::from_secs(10),
         /// How long a lease is asked for.
-        ttl: Duration = Duration::from_secs(600),
+        ttl: Duration = Duration::from_secs(60),
         /// Who renews leases: `on-call`, `background` or `manual`.
         keep_alive: KeepAlive = KeepAlive::OnCall,
         /// Which transport: `auto` or `tcp`.
@@ -155,12 +153,14 @@ section! {
         waiting: Waiting = Waiting::Hot,
         /// Calls outstanding on one core at a time.
         window: u32 = 16,
+        /// Memory of a lease on each node.
+        memory: ByteSize = ByteSize(256 << 20),
         /// Room of one slot: payloads that fit travel without the arena.
-        slot: ByteSize = ByteSize(4 << 10),
-        /// Room for large payloads, for each core and direction.
-        arena: ByteSize = ByteSize(1 << 20),
-        /// After an eviction, how long to seek another lease before the calls end as EVICTED.
-        relocate_timeout: Duration = Duration::from_secs(30),
+        slot: ByteSize = ByteSize(8 << 10),
+        /// Room for larger payloads, for each core and direction; `0`: none.
+        arena: ByteSize = ByteSize(0),
+        /// After an eviction, how long a call waits for another lease.
+        patience: Duration = Duration::from_secs(30),
         /// Run functions in the calling process when no lease is to be had.
         local_fallback: bool = false,
     }
