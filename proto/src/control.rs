@@ -26,9 +26,17 @@ pub fn attach_digest(client_nonce: &[u8], executor_nonce: &[u8], token: &[u8]) -
 }
 
 /// What the client signs to add a data connection to its session.
-pub fn lane_digest(client_nonce: &[u8], executor_nonce: &[u8], session: u64, lane: u32) -> [u8; 32] {
+pub fn lane_digest(
+    client_nonce: &[u8],
+    executor_nonce: &[u8],
+    session: u64,
+    lane: u32,
+) -> [u8; 32] {
     let (session, lane) = (session.to_le_bytes(), lane.to_le_bytes());
-    digest(b"gleaner lane 1", &[client_nonce, executor_nonce, &session, &lane])
+    digest(
+        b"gleaner lane 1",
+        &[client_nonce, executor_nonce, &session, &lane],
+    )
 }
 
 /// SHA-256 over a purpose and length-prefixed parts: no two lists of parts give the same bytes.

@@ -55,7 +55,9 @@ pub enum BadHook {
     #[error("not a hook message: wrong length or magic")]
     Magic,
     /// Another version.
-    #[error("hook protocol version {0}, expected {HOOK_VERSION}: install the hook and the executor of one release")]
+    #[error(
+        "hook protocol version {0}, expected {HOOK_VERSION}: install the hook and the executor of one release"
+    )]
     Version(u16),
     /// A kind that is neither prolog nor epilog.
     #[error("hook kind {0} is unknown")]
@@ -80,7 +82,12 @@ impl HookMessage {
             2 => HookKind::Epilog,
             other => return Err(BadHook::Kind(other)),
         };
-        Ok(Self { kind, job_id: word(bytes, 12), job_uid: word(bytes, 16), bound_ms: word(bytes, 20) })
+        Ok(Self {
+            kind,
+            job_id: word(bytes, 12),
+            job_uid: word(bytes, 16),
+            bound_ms: word(bytes, 20),
+        })
     }
 }
 
@@ -107,7 +114,12 @@ impl HookAnswer {
             leases: word(bytes, 12),
             processes: word(bytes, 16),
             remaining: word(bytes, 20),
-            steps_us: [word(bytes, 24), word(bytes, 28), word(bytes, 32), word(bytes, 36)],
+            steps_us: [
+                word(bytes, 24),
+                word(bytes, 28),
+                word(bytes, 32),
+                word(bytes, 36),
+            ],
         })
     }
 }

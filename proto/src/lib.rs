@@ -1,7 +1,8 @@
 //! What two Gleaner processes agree on: services, lease and node types, the invocation header, the hook's message.
 //!
 //! Everything that more than one process reads or writes is here, and no I/O is. The plain formats
-//! ([`header`], [`hook`], [`hostlist`], [`ids`]) build without the `grpc` feature, for the hook and the hot path;
+//! ([`header`], [`hook`], [`hostlist`], [`ids`], [`vacates`], [`workers`]) build without the `grpc` feature, for the
+//! hook and the hot path;
 //! the generated services are in [`v1`].
 
 #![forbid(unsafe_code)]
@@ -11,6 +12,8 @@ pub mod header;
 pub mod hook;
 pub mod hostlist;
 pub mod ids;
+pub mod vacates;
+pub mod workers;
 
 /// The protocol version that every handshake carries; peers with another one are refused by name.
 pub const PROTOCOL: u32 = 1;
@@ -27,3 +30,6 @@ pub mod v1 {
 
 #[cfg(feature = "grpc")]
 pub mod credential;
+
+#[cfg(feature = "grpc")]
+pub mod framing;
