@@ -1,3 +1,68 @@
-//! Developer commands: setup, demo, test, lint, sim, bench.
+//! Developer commands, one verb a job: the Makefile and CI call these and nothing else.
+//!
+//! Light on purpose: it depends on no other crate of the workspace, so that `make setup` builds in seconds. What needs the
+//! workspace's code (the demo, the man pages) is a program that is run from here.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod run;
+mod setup;
+mod verbs;
+
+use clap::{Parser, Subcommand};
+
+/// Developer commands of Gleaner.
+#[derive(Parser)]
+#[command(name = "xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what is missing: Debian packages, cargo-deny
+    Setup,
+    /// Set up, build, lint and run every test: what CI runs
+    Test,
+    /// Check formatting, clippy with warnings denied, cargo-deny
+    Lint,
+    /// Format all code
+    Fmt,
+    /// Run the lease simulator in release
+    Sim {
+        /// How many seeds, from 0
+        #[arg(long, conflicts_with = "seed")]
+        seeds: Option<u64>,
+        /// Replay this seed alone
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// Run the benchmarks; further arguments go to them
+    Bench {
+        /// Arguments of `cargo bench`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// The main job on a private Slurm; its figures go to target/demo/summary.json
+    Demo {
+        /// Arguments of the demo
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Write man pages, completions and the configuration's reference page
+    Man,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().verb {
+        Verb::Setup => setup::setup(),
+        Verb::Test => verbs::test(),
+        Verb::Lint => verbs::lint(),
+        Verb::Fmt => verbs::fmt(),
+        Verb::Sim { seeds, seed } => verbs::sim(seeds, seed),
+        Verb::Bench { arguments } => verbs::bench(&arguments),
+        Verb::Demo { arguments } => verbs::demo(&arguments),
+        Verb::Man => verbs::man(),
+    }
+}

@@ -1,0 +1,31 @@
+# One verb a job; each only calls xtask, so that it is the same by hand and in CI.
+XTASK := cargo run --quiet --package xtask --
+
+.PHONY: help setup test lint fmt sim bench demo man
+
+help:    ## list the verbs
+	@$(XTASK) --help
+
+setup:   ## install what is missing: Debian packages, cargo-deny
+	@$(XTASK) setup
+
+test:    ## setup, build, lint, every test: what CI runs
+	@$(XTASK) test
+
+lint:    ## rustfmt, clippy with warnings denied, cargo-deny
+	@$(XTASK) lint
+
+fmt:     ## format all code
+	@$(XTASK) fmt
+
+sim:     ## simulate faults in release: make sim SEEDS=100000, make sim SEED=17
+	@$(XTASK) sim $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SEED),--seed $(SEED))
+
+bench:   ## run the benchmarks
+	@$(XTASK) bench
+
+demo:    ## the main job on a private Slurm; its figures go to target/demo/summary.json
+	@$(XTASK) demo
+
+man:     ## write man pages, completions and the configuration's reference page
+	@$(XTASK) man
