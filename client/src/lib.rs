@@ -25,7 +25,9 @@
 
 #![forbid(unsafe_code)]
 
+mod arena;
 mod client;
+mod control;
 mod error;
 mod event;
 mod function;

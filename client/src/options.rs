@@ -1,7 +1,8 @@
-//! Where the harvester is and how to speak to it: the configuration's `[client]` section, resolved once.
+//! Where the harvester is and how to speak to it, resolved once from the configuration.
 
 use std::time::Duration;
 
+use gleaner_config::Config;
 use gleaner_identity::Auth;
 
 /// How a client reaches its cluster.
@@ -21,12 +22,23 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
+        Self::from(&Config::default())
+    }
+}
+
+impl From<&Config> for Options {
+    fn from(config: &Config) -> Self {
+        let auth = match config.cluster.auth {
+            gleaner_config::Auth::Munge => Auth::Munge { socket: config.cluster.munge_socket.clone() },
+            gleaner_config::Auth::SingleUser => Auth::SingleUser,
+        };
+        let user = nix::unistd::User::from_name(&config.harvester.user);
         Self {
-            harvester: "127.0.0.1:7410".into(),
-            auth: Auth::Munge { socket: None },
-            harvester_uids: Vec::new(),
-            connect_timeout: Duration::from_secs(3),
-            answer_timeout: Duration::from_secs(10),
+            harvester: config.harvester.address.clone(),
+            auth,
+            harvester_uids: user.ok().flatten().map(|user| user.uid.as_raw()).into_iter().collect(),
+            connect_timeout: config.client.connect_timeout,
+            answer_timeout: config.client.timeout,
         }
     }
 }
