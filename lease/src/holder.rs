@@ -63,7 +63,7 @@ pub struct Beat {
 pub struct GrantMessage {
     /// The grant.
     pub epoch: Epoch,
-    /// The heartbeat that it answers; 0 is the registration itself.
+    /// The heartbeat that it answers.
     pub answers_seq: u64,
     /// For how long, from that heartbeat's stamp.
     pub ttl: Duration,
@@ -76,9 +76,9 @@ pub struct GrantMessage {
 /// A lease that was admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Admitted {
-    /// When it ends unless renewed: the earlier of its own and its grant's end. What the keeper is told.
-    pub deadline: Stamp,
-    /// For how long it is safe from now: what the client is told.
+    /// Its own expiry, which the keeper is told; the keeper knows the grant's end by itself.
+    pub expires: Stamp,
+    /// For how long it is safe from now, by its own and its grant's end: what the client is told.
     pub safe_for: Duration,
     /// False if the lease was admitted before, and this is another session of it.
     pub first: bool,
@@ -87,11 +87,9 @@ pub struct Admitted {
 /// A lease that was renewed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Renewed {
-    /// Its own expiry now: what the harvester is told.
+    /// Its own expiry now: what harvester and keeper are told.
     pub expires: Stamp,
-    /// The earlier of that and the grant's end: what the keeper is told.
-    pub deadline: Stamp,
-    /// For how long it is safe from now: what the client is told.
+    /// For how long it is safe from now, by its own and its grant's end: what the client is told.
     pub safe_for: Duration,
 }
 
@@ -182,7 +180,8 @@ pub struct RenewError(pub LeaseId);
 struct Grant {
     epoch: Epoch,
     state: State,
-    answered: u64,
+    /// The stamp of the newest heartbeat that was answered.
+    answered: Stamp,
     until: Stamp,
     cores: u32,
     memory_bytes: u64,
@@ -205,6 +204,8 @@ pub struct Holder {
     term: Term,
     /// Epochs up to this one are over for good.
     dead: Epoch,
+    /// The highest of them that [`Holder::take_vacated`] has handed out.
+    reported: Epoch,
     grant: Option<Grant>,
     leases: BTreeMap<LeaseId, Held>,
     over: Over,
@@ -220,6 +221,7 @@ impl Holder {
             identity,
             term: Term(0),
             dead: Epoch(0),
+            reported: Epoch(0),
             grant: None,
             leases: BTreeMap::new(),
             over: Over::default(),
@@ -229,11 +231,9 @@ impl Holder {
         }
     }
 
-    /// The epoch to resume when registering, which also says whether anything is left here; 0 if nothing is.
-    /// The registration's own stamp may be answered by a grant as heartbeat 0.
-    pub fn register(&mut self, now: Stamp) -> Epoch {
-        self.beats.retain(|(seq, _)| *seq != 0);
-        self.beats.push_front((0, now));
+    /// The epoch to resume when registering, which also says whether anything is left here; 0 if nothing is. Send a
+    /// heartbeat right after the registration: only heartbeats are answered by grants.
+    pub fn resume_epoch(&mut self, now: Stamp) -> Epoch {
         self.expire(now);
         let serving = self
             .grant
@@ -324,12 +324,9 @@ impl Holder {
         if epoch <= self.dead || epoch < serving {
             return Err(GrantError::Over(epoch));
         }
-        let stamp = self
-            .beats
-            .iter()
-            .find(|(seq, _)| *seq == answers_seq)
-            .map(|(_, stamp)| *stamp);
-        let until = stamp.ok_or(GrantError::Beat(answers_seq))?.after(ttl);
+        let beat = self.beats.iter().find(|(seq, _)| *seq == answers_seq);
+        let (_, answered) = *beat.ok_or(GrantError::Beat(answers_seq))?;
+        let until = answered.after(ttl);
         if until <= now {
             return Err(GrantError::Late(epoch));
         }
@@ -339,7 +336,7 @@ impl Holder {
         let Some(grant) = self.grant.as_mut() else {
             return Err(GrantError::Over(epoch));
         };
-        if answers_seq < grant.answered {
+        if answered < grant.answered {
             return Err(GrantError::Overtaken(answers_seq));
         }
         let event = if grant.state == State::Reserved {
@@ -354,7 +351,7 @@ impl Holder {
         *grant = Grant {
             epoch,
             state: grant.state,
-            answered: answers_seq,
+            answered,
             until,
             cores,
             memory_bytes,
@@ -426,7 +423,6 @@ impl Holder {
         let deadline = self.deadline(lease).ok_or(RenewError(lease))?;
         Ok(Renewed {
             expires,
-            deadline,
             safe_for: deadline.since(now),
         })
     }
@@ -472,6 +468,17 @@ impl Holder {
         })
     }
 
+    /// An epoch that is over and of which nothing is left, once: report it to the harvester, which otherwise would go on
+    /// granting it. Ask after [`Holder::tick`] and [`Holder::gone`].
+    pub fn take_vacated(&mut self) -> Option<Epoch> {
+        let left = self.leases.values().any(|held| held.epoch <= self.dead);
+        let news = self.dead > self.reported && !left;
+        news.then(|| {
+            self.reported = self.dead;
+            self.dead
+        })
+    }
+
     /// Ends what is due and hands out every lease to stop, each once.
     pub fn tick(&mut self, now: Stamp) -> Vec<Stop> {
         self.expire(now);
@@ -511,10 +518,9 @@ impl Holder {
     }
 
     fn admitted(&self, now: Stamp, held: &Held, first: bool) -> Admitted {
-        let deadline = self.end_of(held);
         Admitted {
-            deadline,
-            safe_for: deadline.since(now),
+            expires: held.expires,
+            safe_for: self.end_of(held).since(now),
             first,
         }
     }
@@ -554,7 +560,7 @@ impl Holder {
         self.grant = Some(Grant {
             epoch,
             state,
-            answered: 0,
+            answered: Stamp(0),
             until: Stamp(0),
             cores: 0,
             memory_bytes: 0,
