@@ -46,7 +46,9 @@ pub enum Why {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DeadlineError {
     /// The epoch is over, or was never granted.
-    #[error("epoch {0} is not being served here: it ended, was fenced, or was not granted")]
+    #[error(
+        "epoch {0} is not being served here: it ended, was fenced, was not granted, or a batch job has the node"
+    )]
     Epoch(Epoch),
     /// The moment has passed already.
     #[error("the deadline passed before it was set")]
@@ -78,6 +80,7 @@ pub struct Deadlines<const N: usize> {
     epoch: Epoch,
     until: Stamp,
     fenced: Epoch,
+    held: bool,
     slots: [Option<Slot>; N],
 }
 
@@ -89,6 +92,7 @@ impl<const N: usize> Deadlines<N> {
             epoch: Epoch(0),
             until: Stamp(0),
             fenced: Epoch(0),
+            held: false,
             slots: [None; N],
         }
     }
@@ -102,7 +106,7 @@ impl<const N: usize> Deadlines<N> {
         until: Stamp,
     ) -> Result<Stamp, DeadlineError> {
         let ended = epoch == self.epoch && now >= self.until;
-        if epoch <= self.fenced || epoch < self.epoch || ended {
+        if self.held || epoch <= self.fenced || epoch < self.epoch || ended {
             return Err(DeadlineError::Epoch(epoch));
         }
         if until <= now {
@@ -172,6 +176,11 @@ impl<const N: usize> Deadlines<N> {
         self.fenced = self.fenced.max(epoch);
     }
 
+    /// A batch job has the node (or has left it): while it is held nothing is granted and nothing starts, whatever epoch.
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
+    }
+
     /// The keeper's own kill of a lease, or its worker's end: the slot is free again.
     pub fn gone(&mut self, lease: LeaseId) -> bool {
         let slot = self
@@ -217,7 +226,7 @@ impl<const N: usize> Deadlines<N> {
     }
 
     fn serves(&self, now: Stamp, epoch: Epoch) -> bool {
-        epoch == self.epoch && epoch > self.fenced && now < self.until
+        !self.held && epoch == self.epoch && epoch > self.fenced && now < self.until
     }
 
     /// When a lease is over, and which of its ends comes first.

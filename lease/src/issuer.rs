@@ -187,7 +187,7 @@ impl Issuer {
         let Some(executor) = known
             .executor
             .as_mut()
-            .filter(|executor| same && beat.seq > executor.seq)
+            .filter(|executor| same && beat.stamp > executor.stamp)
         else {
             return Vec::new();
         };
@@ -220,14 +220,14 @@ impl Issuer {
         memory_bytes: u64,
         ttl: Duration,
     ) -> Result<Granted, GrantError> {
-        self.lapse(now, node);
         let no_executor = || GrantError::NoExecutor(node.clone());
         let known = self.nodes.get(node).ok_or_else(no_executor)?;
         let executor = known.executor.ok_or_else(no_executor)?;
-        let current = known
-            .grants
-            .last()
-            .is_some_and(|grant| grant.state != State::Ending);
+        if executor.seq == 0 {
+            return Err(GrantError::NoHeartbeat(node.clone()));
+        }
+        let usable = |grant: &Grant| grant.state != State::Ending && !grant.lapsed(now);
+        let current = known.grants.last().is_some_and(usable);
         if !current {
             self.begin_epoch(node).ok_or(GrantError::Numbers)?;
         }
@@ -273,7 +273,6 @@ impl Issuer {
         node: &NodeName,
         request: &Request,
     ) -> Result<Draft, ReserveError> {
-        self.lapse(now, node);
         let no_grant = || ReserveError::NoGrant(node.clone());
         let known = self.nodes.get(node).ok_or_else(no_grant)?;
         let (executor, (boot, instance)) =
@@ -281,8 +280,8 @@ impl Issuer {
         let grant = known
             .grants
             .last()
-            .filter(|grant| grant.state == State::Live)
-            .ok_or_else(no_grant)?;
+            .filter(|grant| grant.state == State::Live && !grant.lapsed(now));
+        let grant = grant.ok_or_else(no_grant)?;
         let epoch = grant.epoch;
         let free = self.free(node).ok_or_else(no_grant)?;
         let Request {
@@ -432,7 +431,7 @@ impl Issuer {
         self.finish(over, Event::Gone, reason)
     }
 
-    /// The executor's stream is gone. Nothing is free yet; nothing more is given until it joins again.
+    /// The stream on which the executor joined last is gone; the loss of an older one is none. Nothing is free yet; nothing more is given until it joins again.
     pub fn executor_lost(&mut self, node: &NodeName) {
         if let Some(known) = self.nodes.get_mut(node) {
             known.executor = None;

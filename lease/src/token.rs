@@ -63,7 +63,7 @@ pub struct Claims {
     pub node: NodeDigest,
 }
 
-/// What an executor holds against a token; [`crate::holder::Holder::expected`] makes it.
+/// What an executor holds against a token. [`crate::holder::Holder::admit`] holds its own against it.
 #[derive(Debug, Clone, Copy)]
 pub struct Expected {
     /// This node.

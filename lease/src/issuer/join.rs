@@ -36,15 +36,10 @@ impl Issuer {
         let rebooted = known.identity.is_some_and(|(known, _)| known != boot);
         known.identity = Some((boot, instance));
         known.newest_stamp = stamp;
-        let seq = if resumed {
-            known.executor.map_or(0, |executor| executor.seq)
-        } else {
-            0
-        };
         known.executor = Some(Executor {
             cores,
             memory_bytes,
-            seq,
+            seq: 0,
             stamp,
             received: now,
         });

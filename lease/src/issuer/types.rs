@@ -34,7 +34,7 @@ pub struct Join {
     pub boot: BootId,
     /// This life of the agent.
     pub instance: Instance,
-    /// When it sent the registration, on its own clock. A grant may answer it as heartbeat 0.
+    /// When it sent the registration, on its own clock.
     pub stamp: Stamp,
     /// The epoch of which it still serves or still holds something; 0 if nothing is left there.
     pub resume_epoch: Epoch,
@@ -109,6 +109,9 @@ pub enum GrantError {
     /// Nobody to give it to.
     #[error("no executor of {0} is joined")]
     NoExecutor(NodeName),
+    /// No stamp from which a grant could count.
+    #[error("the executor of {0} has not sent a heartbeat since it joined")]
+    NoHeartbeat(NodeName),
     /// No epoch can be given before more are stored.
     #[error(
         "no grant epoch is left: the database has not stored the next ones; see the harvester's store error"
