@@ -7,8 +7,9 @@
 #![allow(unsafe_code)]
 
 use std::{
+    ffi::{CStr, CString},
     io, mem,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     ptr,
 };
 
@@ -125,4 +126,277 @@ fn clock_ns(clock: libc::clockid_t) -> u64 {
     // SAFETY: `time` is writable for the call. The clocks that are asked for exist on every supported kernel.
     unsafe { libc::clock_gettime(clock, &mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Puts this thread, and all that it starts, into the idle scheduling class.
+pub fn become_idle() -> io::Result<()> {
+    // SAFETY: all-zero is a valid parameter, and the one that SCHED_IDLE takes.
+    let parameter: libc::sched_param = unsafe { mem::zeroed() };
+    // SAFETY: the call reads `parameter` only.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &parameter) })?;
+    Ok(())
+}
+
+/// Locks this process's memory, present and future.
+pub fn lock_memory() -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) })?;
+    Ok(())
+}
+
+/// Puts this process in the lowest real-time priority. What it starts falls back to the ordinary class.
+pub fn become_realtime() -> io::Result<()> {
+    // SAFETY: all-zero is a valid parameter.
+    let mut parameter: libc::sched_param = unsafe { mem::zeroed() };
+    parameter.sched_priority = 1;
+    let class = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: the call reads `parameter` only.
+    check(unsafe { libc::sched_setscheduler(0, class, &parameter) })?;
+    Ok(())
+}
+
+/// Takes a descriptor that this process's parent left open at a fixed number.
+///
+/// Called once a number, at the start of `agent` and `worker`, before anything else opens descriptors.
+pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_SETFD touches no memory, and fails if the descriptor is not open.
+    check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    // SAFETY: it is open, and by the callers' rule nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// A handle on a process that stays the same process when its pid is given to another.
+pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is passed.
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) } as libc::c_int)?;
+    // SAFETY: the call succeeded, so the descriptor is open and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sends a signal to the process of a handle. One that is gone already is no error.
+pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: libc::c_int) -> io::Result<()> {
+    let none = ptr::null::<libc::siginfo_t>();
+    // SAFETY: a null siginfo is allowed.
+    let sent = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            none,
+            0,
+        )
+    };
+    match check(sent as libc::c_int) {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        result => result.map(drop),
+    }
+}
+
+/// A child that has ended, as the kernel accounts for it.
+#[derive(Debug, Clone, Copy)]
+pub struct Ended {
+    /// Which child.
+    pub pid: u32,
+    /// Its exit status, if it exited by itself.
+    pub exit: Option<i32>,
+    /// The signal, if one ended it.
+    pub signal: Option<i32>,
+    /// User and system time of all its threads.
+    pub cpu_ns: u64,
+    /// Its largest resident size.
+    pub resident_peak_bytes: u64,
+}
+
+/// One child that has ended and was not yet waited for. Never blocks.
+pub fn reap() -> Option<Ended> {
+    let mut status = 0;
+    // SAFETY: all-zero is a valid rusage.
+    let mut usage: libc::rusage = unsafe { mem::zeroed() };
+    // SAFETY: both out-parameters live through the call.
+    let pid = unsafe { libc::wait4(-1, &mut status, libc::WNOHANG, &mut usage) };
+    if pid <= 0 {
+        return None;
+    }
+    let nanos =
+        |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1000;
+    Some(Ended {
+        pid: pid as u32,
+        exit: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
+        signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
+        cpu_ns: nanos(usage.ru_utime) + nanos(usage.ru_stime),
+        resident_peak_bytes: usage.ru_maxrss as u64 * 1024,
+    })
+}
+
+/// A program with its arguments and environment, laid out for `execveat` before the keeper stops allocating.
+#[derive(Debug)]
+pub struct Program {
+    executable: OwnedFd,
+    // The pointers below point into these.
+    _words: Vec<CString>,
+    arguments: Vec<*const libc::c_char>,
+    environment: Vec<*const libc::c_char>,
+}
+
+impl Program {
+    /// The executable is a descriptor, so that an upgrade of the file does not mix two versions.
+    pub fn new(executable: OwnedFd, arguments: Vec<CString>, environment: Vec<CString>) -> Self {
+        let list = |words: &[CString]| -> Vec<*const libc::c_char> {
+            words
+                .iter()
+                .map(|word| word.as_ptr())
+                .chain([ptr::null()])
+                .collect()
+        };
+        let (arguments_list, environment_list) = (list(&arguments), list(&environment));
+        let words = arguments.into_iter().chain(environment).collect();
+        Self {
+            executable,
+            _words: words,
+            arguments: arguments_list,
+            environment: environment_list,
+        }
+    }
+}
+
+/// How a child starts.
+#[derive(Debug)]
+pub struct Start<'a> {
+    /// What it runs.
+    pub program: &'a Program,
+    /// Its descriptors 3 and 4.
+    pub inherits: [BorrowedFd<'a>; 2],
+    /// Its standard input.
+    pub input: BorrowedFd<'a>,
+    /// The cgroup v2 directory that it starts in.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// A v1 controller's `cgroup.procs` that it enters.
+    pub procs_v1: Option<BorrowedFd<'a>>,
+    /// In its own PID namespace, as its init.
+    pub pid_namespace: bool,
+    /// The user and group that it becomes.
+    pub user: Option<(u32, u32)>,
+    /// The first that the kernel kills when memory runs out.
+    pub first_to_go: bool,
+}
+
+/// The kernel's `struct clone_args`, up to the field that names a cgroup.
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Starts a child that dies with this process. Allocates nothing. The caller must have one thread only.
+pub fn spawn(start: &Start<'_>) -> io::Result<(u32, OwnedFd)> {
+    let mut pidfd: RawFd = -1;
+    let mut args = CloneArgs {
+        flags: libc::CLONE_PIDFD as u64,
+        pidfd: &raw mut pidfd as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        ..CloneArgs::default()
+    };
+    if let Some(cgroup) = start.cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    if start.pid_namespace {
+        args.flags |= libc::CLONE_NEWPID as u64;
+    }
+    // SAFETY: plain system calls.
+    let parent = unsafe { libc::getpid() };
+    // SAFETY: without CLONE_VM this is a fork: the child runs on its own copy of this frame, and does nothing but
+    // system calls until it becomes another program. `args` and `pidfd` live through the call.
+    let pid =
+        unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, mem::size_of::<CloneArgs>()) };
+    if pid == 0 {
+        // SAFETY: this is the child, with one thread.
+        unsafe { child(start, parent) }
+    }
+    let pid = check(pid as libc::c_int)?;
+    // SAFETY: clone3 succeeded with CLONE_PIDFD: the descriptor is open and nobody else owns it.
+    Ok((pid as u32, unsafe { OwnedFd::from_raw_fd(pidfd) }))
+}
+
+/// The child's path to its own program. Leaves by `execveat` or `_exit` only.
+///
+/// # Safety
+/// Only in a child just forked: makes system calls only, and takes all descriptors of the process.
+unsafe fn child(start: &Start<'_>, parent: libc::pid_t) -> ! {
+    // SAFETY: system calls on descriptors and constants; every pointer is to a live local or to `Program`'s own words.
+    unsafe {
+        let fail = |value: libc::c_int| {
+            if value < 0 {
+                libc::_exit(126)
+            }
+        };
+        if let Some(procs) = start.procs_v1 {
+            fail(libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) as libc::c_int);
+        }
+        if start.first_to_go {
+            write_file(c"/proc/self/oom_score_adj", b"1000");
+        }
+        libc::setsid();
+        let mut none: libc::sigset_t = mem::zeroed();
+        libc::sigemptyset(&mut none);
+        fail(libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut()));
+        if let Some((uid, gid)) = start.user {
+            fail(libc::syscall(libc::SYS_setgroups, 0, ptr::null::<libc::gid_t>()) as libc::c_int);
+            fail(libc::syscall(libc::SYS_setresgid, gid, gid, gid) as libc::c_int);
+            fail(libc::syscall(libc::SYS_setresuid, uid, uid, uid) as libc::c_int);
+        }
+        fail(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+        // After the change of user, which clears it. In a PID namespace the parent has no pid; there the child finds its
+        // socket closed if the keeper died before this line.
+        fail(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL));
+        if !start.pid_namespace && libc::getppid() != parent {
+            libc::_exit(125);
+        }
+        fail(libc::chdir(c"/".as_ptr()));
+        // Out of the way first: a source may be one of the targets.
+        let high = |fd: BorrowedFd<'_>| libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 100);
+        let (three, four) = (high(start.inherits[0]), high(start.inherits[1]));
+        let executable = high(start.program.executable.as_fd());
+        fail(three.min(four).min(executable));
+        fail(libc::dup2(start.input.as_raw_fd(), 0));
+        fail(libc::dup2(three, 3));
+        fail(libc::dup2(four, 4));
+        // Everything else is close-on-exec: the standard library opens nothing otherwise, and neither does this module.
+        libc::syscall(
+            libc::SYS_execveat,
+            executable,
+            c"".as_ptr(),
+            start.program.arguments.as_ptr(),
+            start.program.environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+        libc::_exit(127)
+    }
+}
+
+/// Writes a few bytes into a file that exists; what cannot be written stays as it is.
+///
+/// # Safety
+/// None beyond the calls' own: for [`child`], which must not allocate.
+unsafe fn write_file(path: &CStr, bytes: &[u8]) {
+    // SAFETY: path is NUL-terminated, bytes has the stated length.
+    unsafe {
+        let fd = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        if fd >= 0 {
+            libc::write(fd, bytes.as_ptr().cast(), bytes.len());
+            libc::close(fd);
+        }
+    }
 }

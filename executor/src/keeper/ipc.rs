@@ -29,7 +29,8 @@ const IPC_VERSION: u8 = 1;
 /// Agent to keeper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// The grant that this node holds, new or renewed. A newer epoch also ends the hold of a job whose epilog never came.
+    /// The grant that this node holds, new or renewed. A newer epoch also ends the hold of a job whose epilog never came:
+    /// while a job holds the node, pass on only what the harvester sent after it had acknowledged that job's start.
     Grant {
         /// Its epoch.
         epoch: u64,

@@ -2,5 +2,6 @@
 //!
 //! Single-threaded, with fixed tables; it reads no network and decides nothing that the agent or the hook can.
 
+pub mod handover;
 pub mod ipc;
 pub mod journal;
