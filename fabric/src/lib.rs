@@ -11,7 +11,16 @@
 //!
 //! The client decides where every block lies, the reply's too, so that a reply is one write as well.
 
+pub mod arena;
+pub mod check;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 pub mod link;
+pub mod memory;
 pub mod region;
+pub mod tcp;
+pub mod tune;
 
+pub use arena::Arena;
+pub use check::Side;
 pub use link::{Arrival, Block, Geometry, Link, LinkError};

@@ -2,7 +2,9 @@
 
 use std::{os::fd::BorrowedFd, time::Duration};
 
-use gleaner_proto::header::{BLOCK_ALIGN, BadHeader, GUARD_LEN, HEADER_LEN, Header, Immediate};
+use gleaner_proto::header::{
+    BLOCK_ALIGN, BadHeader, GUARD_LEN, HEADER_LEN, Header, Immediate, Kind,
+};
 
 /// How a link's two regions are divided: the same for requests and responses, agreed on when a session attaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +35,12 @@ impl Block {
     /// Where the payload starts, in bytes from the region's start.
     pub fn payload_offset(self) -> u64 {
         self.offset + HEADER_LEN as u64
+    }
+
+    /// Its payload and guard in its region's bytes.
+    pub(crate) fn payload_and_guard(self, region: &mut [u8]) -> &mut [u8] {
+        let start = self.payload_offset() as usize;
+        &mut region[start..start + self.capacity as usize + GUARD_LEN]
     }
 }
 
@@ -126,6 +134,8 @@ pub struct Arrival {
     pub header: Header,
     /// Where the payload lies in the incoming region; `capacity` is the payload's length.
     pub block: Block,
+    /// A request's reply block in the outgoing region, checked as well; `None` in a response.
+    pub reply: Option<Block>,
 }
 
 /// Why a link is of no more use. One bad message closes the one link it came on.
@@ -148,6 +158,15 @@ pub enum LinkError {
         block: u32,
         /// The payload's length.
         len: u32,
+    },
+    /// A request where responses arrive, or the other way round.
+    #[error("the peer sent a {0:?}, which only this end may send")]
+    Kind(Kind),
+    /// More messages wait to be sent than the link has slots: the peer does not read, or the caller keeps no window.
+    #[error("the link's window of {window} messages is full: the peer does not read them")]
+    Window {
+        /// The geometry's window.
+        window: u16,
     },
     /// The operating system refused.
     #[error("{step}: {source}")]
@@ -178,6 +197,14 @@ pub trait Link: Send {
 
     /// The payload of an arrival. Memory that the peer may still write to: read each byte once.
     fn incoming(&self, arrival: &Arrival) -> &[u8];
+
+    /// An arrival's payload and the block of its reply at once, for a function that reads one and writes the other. The
+    /// input is writable too, since functions in C may use it as room to work; the output has `capacity + GUARD_LEN` bytes.
+    fn exchange(&mut self, arrival: &Arrival, reply: Block) -> (&mut [u8], &mut [u8]);
+
+    /// True while posted bytes wait for the transport: then a sleep over several links must also ask when
+    /// [`wait_fd`](Self::wait_fd) takes more, and call [`poll`](Self::poll) then.
+    fn unsent(&self) -> bool;
 
     /// Sleeps until something may have arrived, the peer is gone, or `timeout` is over.
     fn wait(&mut self, timeout: Duration) -> Result<(), LinkError>;

@@ -1,0 +1,322 @@
+//! The `memory` backend: both ends in one process, for tests and for a client that runs functions in itself.
+//!
+//! The regions are shared as they are, and a message is a store: the block's header first, then the block's number in the ring
+//! of bells, with Release. It is what the shared-memory backend does between processes, less the sealing. Both ends belong to
+//! one program, which keeps to [`Link`]'s rule of who holds a block when.
+//!
+//! ```text
+//! post: payload, header ──▶ bell[n] = block+1 (Release) ──▶ sleeper? eventfd        poll: bell[n] (Acquire) ──▶ snapshot
+//! ```
+// UNSAFETY: two ends see one mapping. Access is by raw pointers, in ranges that the geometry has checked.
+#![allow(unsafe_code)]
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    ptr::NonNull,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use gleaner_proto::header::{GUARD_LEN, HEADER_LEN, Header};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::eventfd::{EfdFlags, EventFd},
+};
+
+use crate::{
+    check::{self, Side},
+    link::{Arrival, Block, Geometry, Link, LinkError},
+    region::Region,
+};
+
+/// One direction: a region, and how its messages are announced.
+struct Lane {
+    /// Keeps the mapping alive; nothing borrows from it.
+    _region: Region,
+    base: NonNull<u8>,
+    /// Block index + 1 of each message under way; 0 is none. As many as there are slots.
+    bells: Box<[AtomicU32]>,
+    /// The receiver sleeps, or is about to.
+    armed: AtomicBool,
+    /// The sender is gone: what rang before still counts.
+    closed: AtomicBool,
+    wake: EventFd,
+}
+
+// SAFETY: the pointer is to memory that the lane owns; what is read and written there when is ordered by the bells.
+unsafe impl Send for Lane {}
+// SAFETY: as above.
+unsafe impl Sync for Lane {}
+
+/// One end of a link within a process.
+pub struct MemoryLink {
+    side: Side,
+    geometry: Geometry,
+    outgoing: Arc<Lane>,
+    incoming: Arc<Lane>,
+    posted: usize,
+    polled: usize,
+}
+
+/// The two ends of a new link: the client's, then the worker's.
+pub fn pair(geometry: Geometry) -> Result<(MemoryLink, MemoryLink), LinkError> {
+    let (requests, responses) = (
+        Arc::new(Lane::new(geometry)?),
+        Arc::new(Lane::new(geometry)?),
+    );
+    let end = |side, outgoing: &Arc<Lane>, incoming: &Arc<Lane>| MemoryLink {
+        side,
+        geometry,
+        outgoing: Arc::clone(outgoing),
+        incoming: Arc::clone(incoming),
+        posted: 0,
+        polled: 0,
+    };
+    Ok((
+        end(Side::Client, &requests, &responses),
+        end(Side::Worker, &responses, &requests),
+    ))
+}
+
+impl Lane {
+    fn new(geometry: Geometry) -> Result<Self, LinkError> {
+        let system = |step, source| LinkError::Io { step, source };
+        let bytes = geometry.region_bytes() as usize;
+        let mut region =
+            Region::anonymous(bytes).map_err(|source| system("map the link's region", source))?;
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|error| system("make an eventfd", error.into()))?;
+        Ok(Self {
+            base: NonNull::from(region.bytes_mut()).cast(),
+            _region: region,
+            bells: (0..geometry.window).map(|_| AtomicU32::new(0)).collect(),
+            armed: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            wake,
+        })
+    }
+
+    /// A block's payload and guard, or a payload alone.
+    ///
+    /// # Safety
+    /// `start + len` lies inside the region, and by the link's rule the caller holds that block now.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn bytes(&self, start: usize, len: usize) -> &mut [u8] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr().add(start), len) }
+    }
+
+    fn ring(&self) {
+        // The fence orders the bell's (or `closed`'s) store before the load: either this sees the sleeper, or it sees us.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        if self.armed.load(Ordering::Relaxed) && self.armed.swap(false, Ordering::Relaxed) {
+            // An eventfd that is full is readable already.
+            let _ = self.wake.write(1);
+        }
+    }
+}
+
+impl MemoryLink {
+    fn rings(&self) -> bool {
+        let bell = &self.incoming.bells[self.polled % self.incoming.bells.len()];
+        bell.load(Ordering::Acquire) != 0
+    }
+
+    fn payload(&self, arrival: &Arrival) -> &mut [u8] {
+        let start = arrival.block.payload_offset() as usize;
+        // SAFETY: `check::arrival` has placed the block inside the geometry; it is the receiver's until its reply.
+        unsafe {
+            self.incoming
+                .bytes(start, arrival.header.payload_len as usize)
+        }
+    }
+
+    fn room(&self, block: Block) -> &mut [u8] {
+        let (start, len) = (
+            block.payload_offset() as usize,
+            block.capacity as usize + GUARD_LEN,
+        );
+        assert!(
+            start + len <= self.geometry.region_bytes() as usize,
+            "{block:?} is outside"
+        );
+        // SAFETY: just checked; a block that is filled is the sender's until it is posted.
+        unsafe { self.outgoing.bytes(start, len) }
+    }
+}
+
+impl Link for MemoryLink {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn outgoing(&mut self, block: Block) -> &mut [u8] {
+        self.room(block)
+    }
+
+    fn post(&mut self, block: Block, header: &Header) -> Result<(), LinkError> {
+        debug_assert_eq!(
+            header.block,
+            block.index(),
+            "the header names another block"
+        );
+        self.send_raw(block.offset as usize, &header.encode())
+    }
+
+    fn poll(&mut self) -> Result<Option<Arrival>, LinkError> {
+        let bell = &self.incoming.bells[self.polled % self.incoming.bells.len()];
+        let rung = bell.load(Ordering::Acquire);
+        if rung == 0 {
+            let closed = self.incoming.closed.load(Ordering::Acquire);
+            return if closed && !self.rings() {
+                Err(LinkError::Closed)
+            } else {
+                Ok(None)
+            };
+        }
+        let bell_block = rung - 1;
+        let Some(place) = self.geometry.block(bell_block, 0) else {
+            return Err(LinkError::Range {
+                slot: 0,
+                block: bell_block,
+                len: 0,
+            });
+        };
+        let mut snapshot = [0; HEADER_LEN];
+        // SAFETY: the block lies inside the geometry, and the bell says that the sender is done with it.
+        snapshot.copy_from_slice(unsafe { self.incoming.bytes(place.offset as usize, HEADER_LEN) });
+        bell.store(0, Ordering::Release);
+        self.polled = self.polled.wrapping_add(1);
+        check::arrival(self.geometry, self.side, &snapshot).map(Some)
+    }
+
+    fn incoming(&self, arrival: &Arrival) -> &[u8] {
+        self.payload(arrival)
+    }
+
+    fn exchange(&mut self, arrival: &Arrival, reply: Block) -> (&mut [u8], &mut [u8]) {
+        (self.payload(arrival), self.room(reply))
+    }
+
+    fn unsent(&self) -> bool {
+        false
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Result<(), LinkError> {
+        let end = Instant::now().checked_add(timeout);
+        while !self.arm()? {
+            let left = end.map_or(Duration::MAX, |end| end.duration_since(Instant::now()));
+            let bound = left.saturating_add(Duration::from_micros(999));
+            let bound = PollTimeout::try_from(bound).unwrap_or(PollTimeout::MAX);
+            let mut sleep = [PollFd::new(self.incoming.wake.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut sleep, bound) {
+                Ok(_) | Err(nix::Error::EINTR) => {}
+                Err(error) => {
+                    return Err(LinkError::Io {
+                        step: "poll the eventfd",
+                        source: error.into(),
+                    });
+                }
+            }
+            if end.is_some_and(|end| Instant::now() >= end) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.incoming.wake.as_fd())
+    }
+
+    fn arm(&mut self) -> Result<bool, LinkError> {
+        match self.incoming.wake.read() {
+            Ok(_) | Err(nix::Error::EAGAIN) => {}
+            Err(error) => {
+                return Err(LinkError::Io {
+                    step: "read the eventfd",
+                    source: io::Error::from(error),
+                });
+            }
+        }
+        self.incoming.armed.store(true, Ordering::Relaxed);
+        std::sync::atomic::fence(Ordering::SeqCst);
+        Ok(self.rings() || self.incoming.closed.load(Ordering::Acquire))
+    }
+}
+
+impl MemoryLink {
+    /// Announces 64 bytes as a header at a block's place: what `post` does, and a hostile peer may.
+    pub(crate) fn send_raw(
+        &mut self,
+        offset: usize,
+        header: &[u8; HEADER_LEN],
+    ) -> Result<(), LinkError> {
+        if self.incoming.closed.load(Ordering::Acquire) {
+            return Err(LinkError::Closed);
+        }
+        let bell = &self.outgoing.bells[self.posted % self.outgoing.bells.len()];
+        if bell.load(Ordering::Acquire) != 0 {
+            return Err(LinkError::Window {
+                window: self.geometry.window,
+            });
+        }
+        assert!(offset + HEADER_LEN <= self.geometry.region_bytes() as usize);
+        // SAFETY: just checked; the block is the sender's until its bell rings.
+        unsafe { self.outgoing.bytes(offset, HEADER_LEN) }.copy_from_slice(header);
+        bell.store(
+            (offset / gleaner_proto::header::BLOCK_ALIGN) as u32 + 1,
+            Ordering::Release,
+        );
+        self.posted = self.posted.wrapping_add(1);
+        self.outgoing.ring();
+        Ok(())
+    }
+}
+
+impl Drop for MemoryLink {
+    fn drop(&mut self) {
+        self.outgoing.closed.store(true, Ordering::Release);
+        self.outgoing.ring();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::{HostilePair, Pair};
+
+    fn boxed(geometry: Geometry) -> Pair {
+        let (client, worker) = pair(geometry).unwrap();
+        (Box::new(client), Box::new(worker))
+    }
+
+    fn hostile(geometry: Geometry) -> HostilePair {
+        let (mut client, worker) = pair(geometry).unwrap();
+        let send = move |bytes: &[u8]| {
+            // A store of less than a header is none: memory has no half messages.
+            if let Ok(header) = bytes.try_into() {
+                client.send_raw(0, header).unwrap();
+            }
+        };
+        (Box::new(worker), Box::new(send))
+    }
+
+    crate::conformance_suite!(boxed, hostile);
+
+    #[test]
+    fn a_bell_for_a_block_that_is_none_ends_the_link() {
+        let geometry = Geometry {
+            window: 2,
+            slot_bytes: 256,
+            arena_bytes: 0,
+        };
+        let (client, mut worker) = pair(geometry).unwrap();
+        client.outgoing.bells[0].store(u32::MAX, Ordering::Release);
+        assert!(matches!(worker.poll(), Err(LinkError::Range { .. })));
+    }
+}
