@@ -11,6 +11,7 @@
 //! * [`board`]: memory that agent and worker share: the slots' states, verdicts and usage;
 //! * [`sys`]: the system calls that need unsafe code.
 
+pub mod agent;
 pub mod board;
 pub mod keeper;
 pub mod sys;
