@@ -400,3 +400,9 @@ unsafe fn write_file(path: &CStr, bytes: &[u8]) {
         }
     }
 }
+
+/// Watches a descriptor in the agent's runtime.
+pub fn watch(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open and the same descriptor for as long as the runtime holds it.
+    unsafe { tokio::io::unix::AsyncFd::register(fd) }.map_err(io::Error::from)
+}

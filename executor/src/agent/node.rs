@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     sync::Arc,
     time::Duration,
 };
@@ -96,7 +96,8 @@ pub(super) struct Node {
     pub(super) hot_timeout: Duration,
     pub(super) reports: Reports,
     pub(super) shared: Arc<Shared>,
-    keeper: AsyncFd<Socket>,
+    keeper: Socket,
+    keeper_ready: AsyncFd<OwnedFd>,
     /// Orders that the keeper had no room for.
     orders: VecDeque<Order>,
     /// The vacate that is being done, by its reason: the keeper stops those leases by itself.
@@ -127,7 +128,8 @@ impl Node {
             hot_timeout: config.hot_timeout,
             reports,
             shared,
-            keeper: AsyncFd::register(keeper).map_err(io::Error::from)?,
+            keeper_ready: crate::sys::watch(keeper.as_fd().try_clone_to_owned()?)?,
+            keeper,
             orders: VecDeque::new(),
             fenced: None,
         })
@@ -139,7 +141,7 @@ impl Node {
             let wake = self.next_wake();
             let keeper = tokio::select! {
                 biased;
-                ready = self.keeper.readable() => { ready?.clear_ready(); true }
+                ready = self.keeper_ready.readable() => { ready?.clear_ready(); true }
                 input = inputs.recv() => {
                     let Some(input) = input else { return Ok(()) };
                     // First what the keeper says and what the clock says: the input may be stale.
@@ -298,7 +300,7 @@ impl Node {
 
     fn keeper_notices(&mut self) -> Result<(), AgentError> {
         loop {
-            match self.keeper.get_ref().notice() {
+            match self.keeper.notice() {
                 Ok((notice, fd)) => self.notice(notice, fd),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(AgentError::Keeper(error)),
@@ -387,7 +389,7 @@ impl Node {
         );
         let watched = told.map_err(|error| error.to_string()).and_then(|()| {
             let inputs = self.shared.inputs.clone();
-            workers::watch(id, socket, inputs).map_err(|error| error.to_string())
+            workers::watch(id, &socket, inputs).map_err(|error| error.to_string())
         });
         if let Err(why) = watched {
             self.turn_away(id, &why);
@@ -562,7 +564,7 @@ impl Node {
     /// A keeper that reads nothing for long is stopped, and enforces nothing: the hook will kill it. Orders wait.
     fn send_orders(&mut self) -> Result<(), AgentError> {
         while let Some(order) = self.orders.front() {
-            match self.keeper.get_ref().order(order) {
+            match self.keeper.order(order) {
                 Ok(()) => drop(self.orders.pop_front()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(AgentError::Keeper(error)),

@@ -2,7 +2,7 @@
 //!
 //! A worker runs foreign code: what it sends is decoded with bounds, and one bad record ends the listening and the lease.
 
-use std::{io, os::fd::OwnedFd, sync::Arc};
+use std::{io, os::fd::OwnedFd};
 
 use gleaner_proto::ids::LeaseId;
 use tokio::{io::unix::AsyncFd, sync::mpsc};
@@ -13,10 +13,10 @@ use crate::worker::ipc::{self, FromWorker, IpcError};
 /// Starts listening; ends with the worker.
 pub(super) fn watch(
     lease: LeaseId,
-    socket: Arc<OwnedFd>,
+    socket: &OwnedFd,
     inputs: mpsc::Sender<Input>,
 ) -> io::Result<()> {
-    let socket = AsyncFd::register(socket).map_err(io::Error::from)?;
+    let socket = crate::sys::watch(socket.try_clone()?)?;
     tokio::spawn(async move {
         let why = listen(lease, &socket, &inputs).await;
         let _ = inputs.send(Input::WorkerLost { lease, why }).await;
@@ -24,11 +24,7 @@ pub(super) fn watch(
     Ok(())
 }
 
-async fn listen(
-    lease: LeaseId,
-    socket: &AsyncFd<Arc<OwnedFd>>,
-    inputs: &mpsc::Sender<Input>,
-) -> String {
+async fn listen(lease: LeaseId, socket: &AsyncFd<OwnedFd>, inputs: &mpsc::Sender<Input>) -> String {
     loop {
         let Ok(mut ready) = socket.readable().await else {
             return "the agent is ending".into();
