@@ -6,20 +6,18 @@
 use std::{
     io,
     net::{TcpStream, ToSocketAddrs},
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::net::UnixStream,
-    },
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
 
-use ed25519_dalek::{Signature, SigningKey, Signer, VerifyingKey};
+use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use gleaner_proto::{
     PROTOCOL,
     control::{NONCE_LEN, challenge_digest},
     framing::{self, Incoming},
     v1::{
-        Challenge, FromAgent, Hello, Proof, ToAgent, control_error::Code, from_agent, hello, to_agent,
+        Challenge, FromAgent, Hello, Proof, ToAgent, control_error::Code, from_agent, hello,
+        to_agent,
     },
 };
 use nix::{
@@ -57,7 +55,8 @@ pub(crate) struct Nonces {
 impl Control {
     /// Dials an executor's address for clients.
     pub(crate) fn tcp(address: &str, timeout: Duration) -> Result<Self, AttachError> {
-        let failed = |step| move |source| AttachError::Io { step, address: address.to_owned(), source };
+        let failed =
+            |step| move |source| AttachError::Io { step, address: address.to_owned(), source };
         let resolved = address
             .to_socket_addrs()
             .and_then(|mut found| found.next().ok_or_else(|| io::ErrorKind::NotFound.into()))
@@ -66,11 +65,6 @@ impl Control {
             .map_err(failed("cannot reach the executor at"))?;
         keep_watch(&stream).map_err(failed("cannot set up the connection to"))?;
         Ok(Self::new(stream.into(), address))
-    }
-
-    /// Dials an executor's socket on the same node.
-    pub(crate) fn local(path: &str) -> io::Result<Self> {
-        Ok(Self::new(UnixStream::connect(path)?.into(), path))
     }
 
     fn new(socket: OwnedFd, address: &str) -> Self {
@@ -86,8 +80,11 @@ impl Control {
     ) -> Result<Greeting, AttachError> {
         let mut nonce = [0; NONCE_LEN];
         getrandom::fill(&mut nonce).map_err(|_| self.broke("the system gives no random bytes"))?;
-        let hello =
-            Hello { protocol: PROTOCOL, client_nonce: nonce.to_vec().into(), purpose: Some(purpose) };
+        let hello = Hello {
+            protocol: PROTOCOL,
+            client_nonce: nonce.to_vec().into(),
+            purpose: Some(purpose),
+        };
         self.send(to_agent::Message::Hello(hello), until)?;
         Ok(Greeting { control: self, nonce })
     }
@@ -105,7 +102,9 @@ impl Control {
             match send(self.socket.as_raw_fd(), rest, flags) {
                 Ok(sent) => rest = &rest[sent..],
                 Err(nix::Error::EINTR) => {}
-                Err(nix::Error::EAGAIN) => self.ready(PollFlags::POLLOUT, until, "no room to write to")?,
+                Err(nix::Error::EAGAIN) => {
+                    self.ready(PollFlags::POLLOUT, until, "no room to write to")?
+                }
                 Err(error) => return Err(self.failed("lost the connection to", error.into())),
             }
         }

@@ -245,10 +245,7 @@ impl fmt::Display for CallError {
                 "EVICTED: the call had started on {node} when its lease ended ({reason}); declare it idempotent to have it run again"
             ),
             Self::Unknown { node, reason } => {
-                write!(
-                    f,
-                    "UNKNOWN: whether the call ran on {node} is not known ({reason})"
-                )
+                write!(f, "UNKNOWN: whether the call ran on {node} is not known ({reason})")
             }
         }
     }

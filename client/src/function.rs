@@ -2,7 +2,13 @@
 
 use std::time::Duration;
 
-use crate::{error::CallError, event::CallStats, pool::Pool};
+use crate::{
+    calls::CallKey,
+    error::{CallError, Failure},
+    event::CallStats,
+    pool::Pool,
+    tune::DROPPED_GRACE,
+};
 
 /// A function in a pool. Its settings are its own: a clone with others is another view of the same function.
 #[derive(Clone)]
@@ -23,7 +29,8 @@ pub(crate) struct Settings {
 /// A call under way. Dropping it gives the call up.
 pub struct Ticket<'p> {
     pool: &'p Pool,
-    call: crate::pool::CallKey,
+    call: CallKey,
+    taken: bool,
 }
 
 /// A call's reply and what it went through.
@@ -37,11 +44,7 @@ pub struct Reply {
 
 impl<'p> Function<'p> {
     pub(crate) fn new(pool: &'p Pool, index: u32) -> Self {
-        Self {
-            pool,
-            index,
-            settings: Settings::default(),
-        }
+        Self { pool, index, settings: Settings::default() }
     }
 
     /// Declares that running it twice does no harm: after an eviction, calls that had started run again elsewhere.
@@ -64,18 +67,19 @@ impl<'p> Function<'p> {
 
     /// Calls it and waits for the reply.
     pub fn invoke(&self, input: &[u8]) -> Result<Vec<u8>, CallError> {
-        self.invoke_with(
-            input.len(),
-            |buffer| buffer.copy_from_slice(input),
-            <[u8]>::to_vec,
-        )
+        self.invoke_with(input.len(), |buffer| buffer.copy_from_slice(input), <[u8]>::to_vec)
     }
 
     /// Calls it and copies the reply to the front of `output`: no memory is allocated. Returns the reply's length;
     /// one that is longer than `output` ends as FAILED.
     pub fn invoke_into(&self, input: &[u8], output: &mut [u8]) -> Result<usize, CallError> {
-        let _ = (input, output);
-        unimplemented!()
+        let fill = |buffer: &mut [u8]| buffer.copy_from_slice(input);
+        let capacity = u32::try_from(output.len()).unwrap_or(u32::MAX);
+        let copied = self.invoke_with(input.len(), fill, |reply| {
+            let fits = output.get_mut(..reply.len());
+            fits.map(|front| front.copy_from_slice(reply)).map(|()| reply.len())
+        })?;
+        copied.ok_or(CallError::Failed(Failure::ReplyTooLarge { capacity }))
     }
 
     /// Calls it with an input of `len` bytes that `fill` writes in place, and hands the reply to `read` in place.
@@ -86,8 +90,10 @@ impl<'p> Function<'p> {
         fill: impl FnOnce(&mut [u8]),
         read: impl FnOnce(&[u8]) -> R,
     ) -> Result<R, CallError> {
-        let _ = (len, fill, read);
-        unimplemented!()
+        let mut calls = self.pool.calls();
+        let key = calls.submit(self.index, self.settings, len, fill)?;
+        calls.wait(key);
+        calls.take(key, read).map(|(result, _)| result)
     }
 
     /// Sends a call and does not wait for its reply; waits for a free slot if all are in use.
@@ -101,8 +107,8 @@ impl<'p> Function<'p> {
         len: usize,
         fill: impl FnOnce(&mut [u8]),
     ) -> Result<Ticket<'p>, CallError> {
-        let _ = (len, fill, self.index);
-        unimplemented!()
+        let call = self.pool.calls().submit(self.index, self.settings, len, fill)?;
+        Ok(Ticket { pool: self.pool, call, taken: false })
     }
 
     /// Calls it once for each input, on all cores at once, and returns the results in the inputs' order.
@@ -111,8 +117,8 @@ impl<'p> Function<'p> {
         I: IntoIterator,
         I::Item: AsRef<[u8]>,
     {
-        let _ = (inputs.into_iter(), self.pool);
-        unimplemented!()
+        let tickets: Vec<_> = inputs.into_iter().map(|input| self.submit(input.as_ref())).collect();
+        tickets.into_iter().map(|ticket| ticket?.wait()).collect()
     }
 }
 
@@ -123,26 +129,42 @@ impl Ticket<'_> {
     }
 
     /// Waits for the reply, and tells what the call went through.
-    pub fn wait_reply(self) -> Result<Reply, CallError> {
-        unimplemented!()
+    pub fn wait_reply(mut self) -> Result<Reply, CallError> {
+        let (bytes, stats) = self.finish(<[u8]>::to_vec)?;
+        Ok(Reply { bytes, stats })
     }
 
     /// Waits for the reply and hands it to `read` in place. `read` may not use the pool.
-    pub fn wait_with<R>(self, read: impl FnOnce(&[u8]) -> R) -> Result<R, CallError> {
-        let _ = read;
-        unimplemented!()
+    pub fn wait_with<R>(mut self, read: impl FnOnce(&[u8]) -> R) -> Result<R, CallError> {
+        self.finish(read).map(|(result, _)| result)
     }
 
     /// Whether the call has ended, without waiting.
     pub fn is_done(&self) -> bool {
-        let _ = (self.pool, self.call);
-        unimplemented!()
+        let mut calls = self.pool.calls();
+        calls.pump();
+        calls.look_around();
+        calls.is_done(self.call)
     }
 
     /// Gives the call up: it ends as FAILED unless it ends well first. One that runs longer than `grace` from now is
     /// stopped, its worker with it. Wait for the ticket to learn how it ended.
     pub fn cancel(&self, grace: Duration) {
-        let _ = grace;
-        unimplemented!()
+        self.pool.calls().cancel(self.call, grace);
+    }
+
+    fn finish<R>(&mut self, read: impl FnOnce(&[u8]) -> R) -> Result<(R, CallStats), CallError> {
+        let mut calls = self.pool.calls();
+        calls.wait(self.call);
+        self.taken = true;
+        calls.take(self.call, read)
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        if !self.taken {
+            self.pool.calls().drop_call(self.call, DROPPED_GRACE);
+        }
     }
 }

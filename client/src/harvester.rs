@@ -217,7 +217,9 @@ impl Harvester {
             .map_err(|error| forged(error.to_string()))?;
         // In single-user mode the one user that `verify` takes is the caller's own.
         let trusted = match self.authority {
-            Authority::Munge(_) => caller.uid == 0 || self.options.harvester_uids.contains(&caller.uid),
+            Authority::Munge(_) => {
+                caller.uid == 0 || self.options.harvester_uids.contains(&caller.uid)
+            }
             Authority::SingleUser => true,
         };
         if trusted {

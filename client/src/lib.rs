@@ -26,16 +26,25 @@
 #![forbid(unsafe_code)]
 
 mod arena;
+mod calls;
 mod client;
 mod control;
 mod error;
 mod event;
+mod eviction;
 mod function;
 pub mod harvester;
+mod keepalive;
+mod lane;
 mod library;
+mod local;
 mod options;
 mod pool;
+mod relocate;
 mod request;
+mod session;
+mod tune;
+mod waiting;
 
 pub use client::Client;
 pub use error::{

@@ -20,10 +20,7 @@ impl Library {
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, FunctionError> {
         let path = path.as_ref();
         let name = path.display().to_string();
-        let read = |source| FunctionError::Read {
-            path: name.clone(),
-            source,
-        };
+        let read = |source| FunctionError::Read { path: name.clone(), source };
         let bytes = path.metadata().map_err(read)?.len();
         if bytes > LIBRARY_MAX {
             return Err(FunctionError::TooLarge { path: name, bytes });
@@ -35,20 +32,13 @@ impl Library {
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, FunctionError> {
         let size = bytes.len() as u64;
         if size > LIBRARY_MAX {
-            return Err(FunctionError::TooLarge {
-                path: "in memory".into(),
-                bytes: size,
-            });
+            return Err(FunctionError::TooLarge { path: "in memory".into(), bytes: size });
         }
         Ok(Self::new(bytes, "library in memory"))
     }
 
     fn new(bytes: Vec<u8>, name: &str) -> Self {
-        Self {
-            hash: Sha256::digest(&bytes).into(),
-            bytes: bytes.into(),
-            name: name.into(),
-        }
+        Self { hash: Sha256::digest(&bytes).into(), bytes: bytes.into(), name: name.into() }
     }
 
     /// Its SHA-256.

@@ -29,7 +29,9 @@ impl Default for Options {
 impl From<&Config> for Options {
     fn from(config: &Config) -> Self {
         let auth = match config.cluster.auth {
-            gleaner_config::Auth::Munge => Auth::Munge { socket: config.cluster.munge_socket.clone() },
+            gleaner_config::Auth::Munge => {
+                Auth::Munge { socket: config.cluster.munge_socket.clone() }
+            }
             gleaner_config::Auth::SingleUser => Auth::SingleUser,
         };
         let user = nix::unistd::User::from_name(&config.harvester.user);

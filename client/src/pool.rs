@@ -1,18 +1,31 @@
 //! A set of leases, and the calls that run on them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    cell::{RefCell, RefMut},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use gleaner_proto::v1::ReleaseRequest;
 
 use crate::{
+    calls::{Calls, Opened},
+    client::Identity,
     error::{AcquireError, AttachError, FunctionError, HarvesterError},
     event::{PoolEvent, PoolStats},
     function::Function,
     harvester::Harvester,
+    keepalive::Renewer,
     library::Library,
-    request::Request,
+    local::LocalFunction,
+    request::{KeepAlive, Request},
+    tune::DETACH_BOUND,
 };
 
 /// Leases on one to many nodes. One thread at a time uses a pool; threads that call side by side hold a pool each.
-pub struct Pool {}
+pub struct Pool {
+    calls: RefCell<Calls>,
+}
 
 /// One live lease of a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,48 +40,135 @@ pub struct LeaseView {
     pub safe_for: Duration,
 }
 
-/// A call's place in its pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct CallKey {}
-
 impl Pool {
     pub(crate) fn acquire(
         harvester: Arc<Harvester>,
+        identity: Arc<Identity>,
         request: Request,
     ) -> Result<Self, AcquireError> {
-        let _ = (harvester, request);
-        unimplemented!()
+        let mut calls = Calls::new(harvester, identity, request);
+        if calls.request.keep_alive == KeepAlive::Background {
+            let renewer = Renewer::start(calls.request.ttl);
+            calls.renewer = Some(renewer.map_err(|error| {
+                AcquireError::Request(format!("the renewing thread could not start: {error}"))
+            })?);
+        }
+        calls.first_leases()?;
+        Ok(Self { calls: RefCell::new(calls) })
     }
 
     /// A function of a library, uploaded where it is not yet and opened on every node of the pool, later ones too.
     pub fn function(&self, library: &Library, name: &str) -> Result<Function<'_>, FunctionError> {
-        let _ = (library, name);
-        Ok(Function::new(self, 0))
+        let mut calls = self.calls();
+        let index = calls.functions.len() as u32;
+        let mut local = None;
+        if calls.relocation.local {
+            local = Some(LocalFunction::open(library, name).map_err(|message| {
+                FunctionError::Refused { name: name.into(), node: "this process".into(), message }
+            })?);
+        }
+        for session in 0..calls.sessions.len() {
+            calls.open_function(session, library, name)?;
+        }
+        if calls.live() == 0 && !calls.relocation.local {
+            return Err(FunctionError::NoLease("every lease of the pool was evicted".into()));
+        }
+        calls.functions.push(Opened { library: library.clone(), name: name.into(), local });
+        Ok(Function::new(self, index))
     }
 
     /// The live leases.
     pub fn leases(&self) -> Vec<LeaseView> {
-        unimplemented!()
+        let now = Instant::now();
+        let calls = self.calls();
+        let live = calls.sessions.iter().flatten().filter(|open| open.closing.is_none());
+        live.map(|open| LeaseView {
+            lease_id: open.lease_id,
+            node: open.node.clone(),
+            cores: open.cores,
+            safe_for: open.safe_until.saturating_duration_since(now),
+        })
+        .collect()
     }
 
     /// Renews every lease for another `ttl` from now; returns the shortest time that all of them are safe for.
     pub fn renew(&self, ttl: Duration) -> Result<Duration, AttachError> {
-        let _ = ttl;
-        unimplemented!()
+        let mut calls = self.calls();
+        for open in calls.sessions.iter_mut().flatten() {
+            open.renew(ttl)?;
+        }
+        let now = Instant::now();
+        let safe = calls.sessions.iter().flatten().map(|open| open.safe_until);
+        Ok(safe.min().unwrap_or(now).saturating_duration_since(now))
     }
 
     /// What happened so far, oldest first, at most [`crate::EVENTS_MAX`]; the list starts anew.
     pub fn events(&self) -> Vec<PoolEvent> {
-        unimplemented!()
+        self.calls().events.drain(..).collect()
     }
 
     /// What was done so far.
     pub fn stats(&self) -> PoolStats {
-        unimplemented!()
+        self.calls().stats
     }
 
     /// Gives every lease back. Calls under way are given up. Dropping the pool does the same and tells no error.
     pub fn release(self) -> Result<(), HarvesterError> {
-        unimplemented!()
+        self.calls().give_back()
+    }
+
+    /// The calls, for one operation. A caller's closure that comes back in here is a bug of the caller.
+    #[track_caller]
+    pub(crate) fn calls(&self) -> RefMut<'_, Calls> {
+        self.calls.borrow_mut()
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // Leases that could not be given back expire by themselves.
+        let _ = self.calls.get_mut().give_back();
+    }
+}
+
+impl Calls {
+    /// Opens a function in one session. A session that is lost meanwhile is replaced later, like any other.
+    fn open_function(
+        &mut self,
+        session: usize,
+        library: &Library,
+        name: &str,
+    ) -> Result<(), FunctionError> {
+        let Some(open) = self.sessions[session].as_mut().filter(|open| open.closing.is_none())
+        else {
+            return Ok(());
+        };
+        match open.open(library, name) {
+            Ok(()) => Ok(()),
+            Err(AttachError::Refused { message }) => {
+                Err(FunctionError::Refused { name: name.into(), node: open.node.clone(), message })
+            }
+            Err(lost) => {
+                self.evict(session, None, &lost.to_string());
+                Ok(())
+            }
+        }
+    }
+
+    /// Says goodbye to every executor; what does not answer is given back through the harvester.
+    fn give_back(&mut self) -> Result<(), HarvesterError> {
+        self.renewer = None;
+        let until = Instant::now() + DETACH_BOUND;
+        let mut lease_ids = Vec::new();
+        for open in std::mem::take(&mut self.sessions).into_iter().flatten() {
+            let lease_id = open.lease_id;
+            if !open.release(until) {
+                lease_ids.push(lease_id);
+            }
+        }
+        if !lease_ids.is_empty() {
+            self.harvester.release(ReleaseRequest { lease_ids })?;
+        }
+        Ok(())
     }
 }

@@ -1,0 +1,542 @@
+//! A pool's calls and sessions: where each call is, how it gets a slot, how it ends. One thread at a time is inside.
+//!
+//! ```text
+//!  submit ──▶ Queued ──▶ Sent ──answer──▶ Replied ──taken──▶ Free
+//!               ▲          │
+//!               └─eviction─┴──────▶ Done (with a copy of the reply, or the error)
+//! ```
+//!
+//! [`crate::pool`] and [`crate::function`] are the callers; [`crate::eviction`] moves calls, [`crate::relocate`] gets
+//! leases, [`crate::waiting`] sleeps. On the path of a call that meets none of these nothing is allocated.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use gleaner_fabric::Arrival;
+use gleaner_proto::header::Status;
+
+use crate::{
+    client::Identity,
+    error::{CallError, Failure},
+    event::{CallStats, EVENTS_MAX, PoolEvent, PoolStats},
+    function::Settings,
+    harvester::Harvester,
+    keepalive::Renewer,
+    lane::{Answer, Invocation, Prepared},
+    library::Library,
+    local::LocalFunction,
+    relocate::Relocation,
+    request::Request,
+    session::Session,
+    tune::OVERRUN_GRACE,
+};
+
+/// A call's place in its pool; stale once the call was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CallKey {
+    index: u32,
+    number: u64,
+}
+
+/// Everything of a pool.
+pub(crate) struct Calls {
+    pub(crate) harvester: Arc<Harvester>,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) renewer: Option<Renewer>,
+    pub(crate) request: Request,
+    pub(crate) sessions: Vec<Option<Session>>,
+    pub(crate) functions: Vec<Opened>,
+    pub(crate) calls: Vec<Call>,
+    free: Vec<u32>,
+    /// Calls that wait for a slot, oldest first.
+    pub(crate) queue: VecDeque<u32>,
+    pub(crate) events: VecDeque<PoolEvent>,
+    pub(crate) stats: PoolStats,
+    pub(crate) relocation: Relocation,
+    pub(crate) serviced: Instant,
+    pub(crate) looks: u32,
+    last_number: u64,
+    next_lane: usize,
+}
+
+/// A function of the pool.
+pub(crate) struct Opened {
+    pub(crate) library: Library,
+    pub(crate) name: String,
+    /// Set once the pool runs calls in this process.
+    pub(crate) local: Option<LocalFunction>,
+}
+
+/// One call.
+pub(crate) struct Call {
+    pub(crate) number: u64,
+    pub(crate) function: u32,
+    pub(crate) settings: Settings,
+    pub(crate) state: State,
+    pub(crate) due: Option<Instant>,
+    pub(crate) reruns: u32,
+    pub(crate) executing: Duration,
+    pub(crate) cancelled: bool,
+    /// Nobody waits for it any more: it is freed when it ends.
+    pub(crate) dropped: bool,
+    /// How it ends if it cannot run again: set once it had begun somewhere.
+    pub(crate) cut_off: Option<CallError>,
+}
+
+/// Where a call is.
+pub(crate) enum State {
+    Free,
+    /// Waits for a slot, with its input.
+    Queued(Vec<u8>),
+    Sent(Place),
+    /// Answered well; the reply still lies in its slot.
+    Replied(Place, Arrival),
+    Done(Result<Vec<u8>, CallError>),
+}
+
+/// A slot of a lane of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) session: usize,
+    pub(crate) lane: usize,
+    pub(crate) slot: u16,
+}
+
+impl Calls {
+    pub(crate) fn new(
+        harvester: Arc<Harvester>,
+        identity: Arc<Identity>,
+        request: Request,
+    ) -> Self {
+        Self {
+            harvester,
+            identity,
+            renewer: None,
+            request,
+            sessions: Vec::new(),
+            functions: Vec::new(),
+            calls: Vec::new(),
+            free: Vec::new(),
+            queue: VecDeque::new(),
+            events: VecDeque::new(),
+            stats: PoolStats::default(),
+            relocation: Relocation::new(),
+            serviced: Instant::now(),
+            looks: 0,
+            last_number: 0,
+            next_lane: 0,
+        }
+    }
+
+    /// Sends a call, or queues it while there is no lease; waits while every slot is in use.
+    pub(crate) fn submit(
+        &mut self,
+        function: u32,
+        settings: Settings,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<CallKey, CallError> {
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
+        self.check_size(len, &settings)?;
+        self.look_around();
+        let key = self.admit(function, settings);
+        loop {
+            if let Some((session, lane, prepared)) = self.prepare(len, &settings) {
+                if let Some(open) = self.sessions[session].as_mut() {
+                    fill(open.lanes[lane].input(&prepared));
+                }
+                self.post(key.index, session, lane, &prepared);
+                return Ok(key);
+            }
+            if self.live() == 0 {
+                let mut input = vec![0; len as usize];
+                fill(&mut input);
+                self.calls[key.index as usize].state = State::Queued(input);
+                self.queue.push_back(key.index);
+                return Ok(key);
+            }
+            if !self.spill_one() && !self.pump() {
+                self.idle(None, None);
+            }
+        }
+    }
+
+    /// Waits until a call has ended; its reply may then be read, and it must be taken.
+    pub(crate) fn wait(&mut self, key: CallKey) {
+        while !self.is_done(key) {
+            let place = match self.calls[key.index as usize].state {
+                State::Sent(place) => Some(place),
+                _ => None,
+            };
+            let answered = match place {
+                Some(place) => self.pump_lane(place.session, place.lane),
+                None => self.pump(),
+            };
+            if !answered {
+                let due = self.calls[key.index as usize].due;
+                self.idle(place, due);
+            }
+        }
+    }
+
+    /// Whether a call has ended.
+    pub(crate) fn is_done(&self, key: CallKey) -> bool {
+        matches!(self.call(key).state, State::Replied(..) | State::Done(_))
+    }
+
+    /// Hands an ended call's reply to `read`, and forgets the call.
+    pub(crate) fn take<R>(
+        &mut self,
+        key: CallKey,
+        read: impl FnOnce(&[u8]) -> R,
+    ) -> Result<(R, CallStats), CallError> {
+        let Call { number, reruns, executing, .. } = *self.call(key);
+        let stats = CallStats { number, reruns, executing };
+        let taken = match std::mem::replace(&mut self.calls[key.index as usize].state, State::Free)
+        {
+            State::Replied(place, arrival) => {
+                let lane = self.sessions[place.session].as_mut().map(|s| &mut s.lanes[place.lane]);
+                lane.map_or_else(
+                    || Err(lost_reply()),
+                    |lane| {
+                        let result = read(lane.reply(&arrival));
+                        lane.free(place.slot);
+                        Ok(result)
+                    },
+                )
+            }
+            State::Done(outcome) => outcome.map(|bytes| read(&bytes)),
+            State::Free | State::Queued(_) | State::Sent(_) => Err(lost_reply()),
+        };
+        self.free.push(key.index);
+        taken.map(|result| (result, stats))
+    }
+
+    /// The caller gives a call up.
+    pub(crate) fn cancel(&mut self, key: CallKey, grace: Duration) {
+        let call = &mut self.calls[key.index as usize];
+        if call.number != key.number {
+            return;
+        }
+        call.cancelled = true;
+        match call.state {
+            State::Queued(_) => self.end(key.index, Err(CallError::Failed(Failure::Cancelled))),
+            State::Sent(place) => self.cancel_at(place, grace),
+            _ => {}
+        }
+    }
+
+    /// Nobody will wait for this call: it ends unheard.
+    pub(crate) fn drop_call(&mut self, key: CallKey, grace: Duration) {
+        if self.calls[key.index as usize].number != key.number {
+            return;
+        }
+        self.calls[key.index as usize].dropped = true;
+        self.cancel(key, grace);
+        if self.is_done(key) {
+            let _ = self.take(key, |_| ());
+        }
+    }
+
+    /// Takes one answer from every lane that has one; false if none had.
+    pub(crate) fn pump(&mut self) -> bool {
+        let mut answered = false;
+        for session in 0..self.sessions.len() {
+            let lanes = self.sessions[session].as_ref().map_or(0, |open| open.lanes.len());
+            for lane in 0..lanes {
+                answered |= self.pump_lane(session, lane);
+            }
+        }
+        answered
+    }
+
+    /// Takes one answer from a lane, if it has one.
+    pub(crate) fn pump_lane(&mut self, session: usize, lane: usize) -> bool {
+        let Some(open) = self.sessions.get_mut(session).and_then(Option::as_mut) else {
+            return false;
+        };
+        if open.closing.is_some() {
+            return false;
+        }
+        match open.lanes[lane].poll() {
+            Ok(Some(answer)) => {
+                self.answered(session, lane, answer);
+                true
+            }
+            Ok(None) => false,
+            Err(error) => {
+                open.close(error.to_string());
+                false
+            }
+        }
+    }
+
+    /// An answer has come: the call ends, or its reply waits in the slot.
+    pub(crate) fn answered(&mut self, session: usize, lane: usize, answer: Answer) {
+        let Answer { call, slot, arrival } = answer;
+        let place = Place { session, lane, slot };
+        let Some(index) = call else {
+            self.free_slot(place);
+            return;
+        };
+        let call = &mut self.calls[index as usize];
+        call.executing = Duration::from_nanos(arrival.header.time_ns);
+        if arrival.header.status == Status::Ok && !call.dropped {
+            call.state = State::Replied(place, arrival);
+            self.stats.ok += 1;
+            return;
+        }
+        if arrival.header.status == Status::Stale {
+            self.requeue(index, place);
+            return;
+        }
+        let error = self.failure(index, place, &arrival);
+        self.free_slot(place);
+        self.end(index, Err(error));
+    }
+
+    /// Ends a call, or frees it if nobody waits.
+    pub(crate) fn end(&mut self, index: u32, outcome: Result<Vec<u8>, CallError>) {
+        match &outcome {
+            Ok(_) => self.stats.ok += 1,
+            Err(CallError::Failed(_)) => self.stats.failed += 1,
+            Err(CallError::Evicted { .. }) => self.stats.evicted += 1,
+            Err(CallError::Unknown { .. }) => self.stats.unknown += 1,
+        }
+        if !self.queue.is_empty() {
+            self.queue.retain(|queued| *queued != index);
+        }
+        let call = &mut self.calls[index as usize];
+        if call.dropped {
+            call.state = State::Free;
+            self.free.push(index);
+        } else {
+            call.state = State::Done(outcome);
+        }
+    }
+
+    /// Takes a sent call out of its slot, back into the queue.
+    pub(crate) fn requeue(&mut self, index: u32, place: Place) {
+        let Some(open) = self.sessions[place.session].as_mut() else {
+            return;
+        };
+        let lane = &mut open.lanes[place.lane];
+        let input = lane.sent_input(place.slot).to_vec();
+        lane.free(place.slot);
+        let call = &mut self.calls[index as usize];
+        call.reruns += 1;
+        self.stats.reruns += 1;
+        call.state = State::Queued(input);
+        self.queue.push_back(index);
+    }
+
+    /// Sends queued calls for which there is room.
+    pub(crate) fn dispatch(&mut self) {
+        while let Some(&index) = self.queue.front() {
+            let call = &self.calls[index as usize];
+            let State::Queued(input) = &call.state else {
+                self.queue.pop_front();
+                continue;
+            };
+            let (settings, len) = (call.settings, input.len() as u32);
+            let Some((session, lane, prepared)) = self.prepare(len, &settings) else {
+                return;
+            };
+            self.queue.pop_front();
+            if let Some(open) = self.sessions[session].as_mut()
+                && let State::Queued(input) = &self.calls[index as usize].state
+            {
+                open.lanes[lane].input(&prepared).copy_from_slice(input);
+            }
+            self.post(index, session, lane, &prepared);
+        }
+    }
+
+    /// Ends calls whose time is over.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        for index in 0..self.calls.len() {
+            let call = &self.calls[index];
+            if call.due.is_none_or(|due| due > now) {
+                continue;
+            }
+            let place = match call.state {
+                State::Sent(place) => Some(place),
+                State::Queued(_) => None,
+                _ => continue,
+            };
+            let after = call.settings.deadline.unwrap_or_default();
+            if let Some(place) = place {
+                self.cancel_at(place, OVERRUN_GRACE);
+                if let Some(open) = self.sessions[place.session].as_mut() {
+                    open.lanes[place.lane].abandon(place.slot);
+                }
+            }
+            self.end(index as u32, Err(CallError::Failed(Failure::Deadline { after })));
+        }
+    }
+
+    /// Leases that are live.
+    pub(crate) fn live(&self) -> usize {
+        self.sessions.iter().flatten().filter(|open| open.closing.is_none()).count()
+    }
+
+    /// Notes an event, forgetting the oldest beyond the bound.
+    pub(crate) fn note(&mut self, event: PoolEvent) {
+        if self.events.len() == EVENTS_MAX {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+
+    fn call(&self, key: CallKey) -> &Call {
+        &self.calls[key.index as usize]
+    }
+
+    /// A fresh call, in a place that may have been used before.
+    fn admit(&mut self, function: u32, settings: Settings) -> CallKey {
+        self.last_number += 1;
+        let call = Call {
+            number: self.last_number,
+            function,
+            settings,
+            state: State::Free,
+            due: settings.deadline.map(|deadline| Instant::now() + deadline),
+            reruns: 0,
+            executing: Duration::ZERO,
+            cancelled: false,
+            dropped: false,
+            cut_off: None,
+        };
+        let index = match self.free.pop() {
+            Some(index) => {
+                self.calls[index as usize] = call;
+                index
+            }
+            None => {
+                self.calls.push(call);
+                (self.calls.len() - 1) as u32
+            }
+        };
+        CallKey { index, number: self.last_number }
+    }
+
+    /// Refuses what no lane of this pool can ever carry.
+    fn check_size(&self, len: u32, settings: &Settings) -> Result<(), CallError> {
+        let wanted = u64::from(len.max(settings.reply_capacity.unwrap_or(0)));
+        let lanes = self.sessions.iter().flatten().flat_map(|open| &open.lanes);
+        match lanes.map(crate::lane::Lane::payload_max).min() {
+            Some(max) if wanted > max => {
+                Err(CallError::Failed(Failure::TooLarge { bytes: wanted, max }))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A slot on the next lane that has one, lane after lane.
+    fn prepare(&mut self, len: u32, settings: &Settings) -> Option<(usize, usize, Prepared)> {
+        let sessions = self.sessions.len();
+        let wide = self.sessions.iter().flatten().map(|open| open.lanes.len()).max()?;
+        for _ in 0..sessions * wide {
+            let (session, lane) = (self.next_lane % sessions, self.next_lane / sessions % wide);
+            self.next_lane = (self.next_lane + 1) % (sessions * wide);
+            let Some(open) = self.sessions[session].as_mut().filter(|s| s.closing.is_none()) else {
+                continue;
+            };
+            let Some(at) = open.lanes.get_mut(lane) else {
+                continue;
+            };
+            let capacity = settings.reply_capacity.unwrap_or(at.slot_capacity());
+            if let Some(prepared) = at.prepare(len, capacity) {
+                return Some((session, lane, prepared));
+            }
+        }
+        None
+    }
+
+    fn post(&mut self, index: u32, session: usize, lane: usize, prepared: &Prepared) {
+        let Some(open) = self.sessions[session].as_mut() else {
+            return;
+        };
+        let call = &mut self.calls[index as usize];
+        let invocation = Invocation {
+            call: index,
+            number: call.number,
+            function: open.functions[call.function as usize],
+            epoch: open.epoch,
+            time_ns: call.settings.deadline.map_or(0, |deadline| deadline.as_nanos() as u64),
+        };
+        call.state = State::Sent(Place { session, lane, slot: prepared.slot });
+        // A call that could not be written counts as sent: the session's verdicts say that it did not arrive.
+        if let Err(error) = open.lanes[lane].post(prepared, &invocation) {
+            open.close(error.to_string());
+        }
+    }
+
+    /// Copies one reply that nobody has taken yet out of its slot; false if there is none.
+    fn spill_one(&mut self) -> bool {
+        for index in 0..self.calls.len() {
+            if let State::Replied(place, arrival) = self.calls[index].state {
+                self.spill(index as u32, place, &arrival);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Copies a reply out of its slot, which is free then.
+    pub(crate) fn spill(&mut self, index: u32, place: Place, arrival: &Arrival) {
+        if let Some(open) = self.sessions[place.session].as_mut() {
+            let lane = &mut open.lanes[place.lane];
+            let bytes = lane.reply(arrival).to_vec();
+            lane.free(place.slot);
+            self.calls[index as usize].state = State::Done(Ok(bytes));
+        }
+    }
+
+    fn cancel_at(&mut self, place: Place, grace: Duration) {
+        if let Some(open) = self.sessions[place.session].as_mut() {
+            open.cancel(place.lane, place.slot, grace);
+        }
+    }
+
+    fn free_slot(&mut self, place: Place) {
+        if let Some(open) = self.sessions[place.session].as_mut() {
+            open.lanes[place.lane].free(place.slot);
+        }
+    }
+
+    /// What an answer that is not OK means.
+    fn failure(&self, index: u32, place: Place, arrival: &Arrival) -> CallError {
+        let settings = &self.calls[index as usize].settings;
+        let Some(open) = self.sessions[place.session].as_ref() else {
+            return lost_reply();
+        };
+        let lane = &open.lanes[place.lane];
+        CallError::Failed(match arrival.header.status {
+            Status::ReplyTooLarge => Failure::ReplyTooLarge {
+                capacity: settings.reply_capacity.unwrap_or(lane.slot_capacity()),
+            },
+            Status::Ok | Status::Cancelled => Failure::Cancelled,
+            Status::Overflow => Failure::WorkerDied {
+                node: open.node.clone(),
+                detail: "the function wrote past its output".into(),
+            },
+            Status::UnknownFunction => Failure::Function {
+                code: 0,
+                message: "the worker does not know the function: open it again".into(),
+            },
+            Status::FunctionError | Status::Stale => Failure::Function {
+                code: arrival.header.code,
+                message: String::from_utf8_lossy(lane.reply(arrival)).into_owned(),
+            },
+        })
+    }
+}
+
+/// A call that was taken already: tickets are taken once, so that no caller sees it.
+fn lost_reply() -> CallError {
+    CallError::Unknown { node: String::new(), reason: "its reply was taken before".into() }
+}

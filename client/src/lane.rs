@@ -1,0 +1,226 @@
+//! One lane: a link to one worker thread, its slots, and room for large payloads. Knows nothing of leases or retries.
+//!
+//! A slot is taken by [`Lane::prepare`], sent by [`Lane::post`], answered by [`Lane::poll`] and free again after
+//! [`Lane::free`]. The worker is not trusted: an answer that fits no outstanding call closes the lane.
+
+use gleaner_fabric::{Arrival, Block, Geometry, Link, LinkError};
+use gleaner_proto::header::{Header, Kind, Status};
+
+use crate::arena::Arena;
+
+/// A lane.
+pub(crate) struct Lane {
+    link: Box<dyn Link>,
+    geometry: Geometry,
+    free: Vec<u16>,
+    slots: Box<[Slot]>,
+    requests: Arena,
+    replies: Arena,
+}
+
+#[derive(Clone, Copy)]
+struct Slot {
+    generation: u32,
+    invocation: u64,
+    /// Who waits for the answer; `None` if the caller gave up.
+    call: Option<u32>,
+    busy: bool,
+    len: u32,
+    request: Block,
+    reply: Block,
+}
+
+/// A slot that was taken, and the blocks of its call.
+#[derive(Clone, Copy)]
+pub(crate) struct Prepared {
+    pub(crate) slot: u16,
+    request: Block,
+    reply: Block,
+    len: u32,
+}
+
+/// What the header says beyond the blocks.
+#[derive(Clone, Copy)]
+pub(crate) struct Invocation {
+    pub(crate) call: u32,
+    pub(crate) number: u64,
+    pub(crate) function: u32,
+    pub(crate) epoch: u64,
+    pub(crate) time_ns: u64,
+}
+
+/// An answer: whose, in which slot, and where it lies.
+#[derive(Clone, Copy)]
+pub(crate) struct Answer {
+    pub(crate) call: Option<u32>,
+    pub(crate) slot: u16,
+    pub(crate) arrival: Arrival,
+}
+
+/// Why a lane is of no more use.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LaneError {
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error("the worker answered a call that was not asked for")]
+    Unasked,
+}
+
+impl Lane {
+    pub(crate) fn new(link: Box<dyn Link>) -> Self {
+        let geometry = link.geometry();
+        let window = usize::from(geometry.window);
+        let slot = |slot| Slot {
+            generation: 0,
+            invocation: 0,
+            call: None,
+            busy: false,
+            len: 0,
+            request: geometry.slot(slot),
+            reply: geometry.slot(slot),
+        };
+        let arena = || Arena::new(geometry.arena_offset(), geometry.arena_bytes, window);
+        Self {
+            link,
+            geometry,
+            free: (0..geometry.window).rev().collect(),
+            slots: (0..geometry.window).map(slot).collect(),
+            requests: arena(),
+            replies: arena(),
+        }
+    }
+
+    /// The largest input or reply that this lane can ever carry.
+    pub(crate) fn payload_max(&self) -> u64 {
+        self.requests.payload_max().max(u64::from(self.geometry.slot_capacity()))
+    }
+
+    /// The largest reply that needs no arena.
+    pub(crate) fn slot_capacity(&self) -> u32 {
+        self.geometry.slot_capacity()
+    }
+
+    /// Takes a slot and room for both blocks; `None` while there is none.
+    pub(crate) fn prepare(&mut self, len: u32, reply_capacity: u32) -> Option<Prepared> {
+        let slot = *self.free.last()?;
+        let own = self.geometry.slot(slot);
+        let request = block(&mut self.requests, own, len)?;
+        let Some(reply) = block(&mut self.replies, own, reply_capacity) else {
+            self.requests.give_back(request.offset);
+            return None;
+        };
+        self.free.pop();
+        Some(Prepared { slot, request, reply, len })
+    }
+
+    /// Where the input goes.
+    pub(crate) fn input(&mut self, prepared: &Prepared) -> &mut [u8] {
+        &mut self.link.outgoing(prepared.request)[..prepared.len as usize]
+    }
+
+    /// Sends a prepared call.
+    pub(crate) fn post(&mut self, prepared: &Prepared, call: &Invocation) -> Result<(), LaneError> {
+        let slot = &mut self.slots[usize::from(prepared.slot)];
+        let generation = slot.generation.checked_add(1).unwrap_or(1);
+        *slot = Slot {
+            generation,
+            invocation: call.number,
+            call: Some(call.call),
+            busy: true,
+            len: prepared.len,
+            request: prepared.request,
+            reply: prepared.reply,
+        };
+        let header = Header {
+            generation,
+            slot: prepared.slot,
+            kind: Kind::Request,
+            status: Status::Ok,
+            epoch: call.epoch,
+            invocation: call.number,
+            function: call.function,
+            code: 0,
+            payload_len: prepared.len,
+            block: prepared.request.index(),
+            reply_block: prepared.reply.index(),
+            reply_capacity: prepared.reply.capacity,
+            time_ns: call.time_ns,
+        };
+        Ok(self.link.post(prepared.request, &header)?)
+    }
+
+    /// The next answer, if one is here.
+    pub(crate) fn poll(&mut self) -> Result<Option<Answer>, LaneError> {
+        let Some(arrival) = self.link.poll()? else {
+            return Ok(None);
+        };
+        let header = &arrival.header;
+        let slot = self.slots.get(usize::from(header.slot)).filter(|slot| {
+            let asked = slot.busy && slot.generation == header.generation;
+            let placed = slot.reply.offset == arrival.block.offset
+                && arrival.block.capacity <= slot.reply.capacity;
+            asked && slot.invocation == header.invocation && placed
+        });
+        let call = slot.ok_or(LaneError::Unasked)?.call;
+        Ok(Some(Answer { call, slot: header.slot, arrival }))
+    }
+
+    /// An answer's bytes.
+    pub(crate) fn reply(&self, arrival: &Arrival) -> &[u8] {
+        self.link.incoming(arrival)
+    }
+
+    /// The input of an outstanding call, as it was sent.
+    pub(crate) fn sent_input(&mut self, slot: u16) -> &[u8] {
+        let Slot { request, len, .. } = self.slots[usize::from(slot)];
+        &self.link.outgoing(request)[..len as usize]
+    }
+
+    /// The number of the call in a slot, for the protocol.
+    pub(crate) fn invocation(&self, slot: u16) -> u64 {
+        self.slots[usize::from(slot)].invocation
+    }
+
+    /// The caller of this slot's call gave up: its answer frees the slot and goes nowhere.
+    pub(crate) fn abandon(&mut self, slot: u16) {
+        self.slots[usize::from(slot)].call = None;
+    }
+
+    /// The slot may be used again.
+    pub(crate) fn free(&mut self, slot: u16) {
+        let used = &mut self.slots[usize::from(slot)];
+        used.busy = false;
+        used.call = None;
+        let (request, reply) = (used.request.offset, used.reply.offset);
+        self.requests.give_back(request);
+        self.replies.give_back(reply);
+        self.free.push(slot);
+    }
+
+    /// Calls that wait for an answer: slot, caller, number.
+    pub(crate) fn outstanding(&self) -> impl Iterator<Item = (u16, Option<u32>, u64)> + '_ {
+        (0..)
+            .zip(&self.slots)
+            .filter(|(_, slot)| slot.busy)
+            .map(|(index, slot)| (index, slot.call, slot.invocation))
+    }
+
+    /// The link, for sleeping.
+    pub(crate) fn link(&mut self) -> &mut dyn Link {
+        &mut *self.link
+    }
+
+    /// The same, for its descriptor.
+    pub(crate) fn link_ref(&self) -> &dyn Link {
+        &*self.link
+    }
+}
+
+/// The slot's own block if the payload fits it, else one of the arena.
+fn block(arena: &mut Arena, own: Block, payload: u32) -> Option<Block> {
+    if payload <= own.capacity {
+        return Some(Block { capacity: payload, ..own });
+    }
+    let offset = arena.take(payload)?;
+    Some(Block { offset, capacity: payload })
+}

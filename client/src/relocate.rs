@@ -1,0 +1,214 @@
+//! Getting leases: the first ones, and others in the place of those that were evicted.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use gleaner_proto::v1::{AcquireRequest, Lease, ReleaseRequest};
+
+use crate::{
+    calls::{Calls, State},
+    error::{AcquireError, AttachError, CallError, Failure, HarvesterError},
+    event::{PoolEvent, PoolEventKind},
+    local::LocalFunction,
+    session::{Session, attach_control},
+    tune::{AVOID_FOR, RELOCATE_BACKOFF},
+};
+
+/// What a pool remembers of its search for leases.
+pub(crate) struct Relocation {
+    /// How many leases the pool had when it began.
+    pub(crate) target: usize,
+    /// Since when it has fewer, and when it asks again.
+    since: Option<Instant>,
+    next: Instant,
+    backoff: Duration,
+    avoid: Vec<(String, Instant)>,
+    /// Why the last attempt failed.
+    why: String,
+    /// Calls run in this process from now on.
+    pub(crate) local: bool,
+}
+
+impl Relocation {
+    pub(crate) fn new() -> Self {
+        Self {
+            target: 0,
+            since: None,
+            next: Instant::now(),
+            backoff: RELOCATE_BACKOFF.0,
+            avoid: Vec::new(),
+            why: String::new(),
+            local: false,
+        }
+    }
+
+    /// A lease was lost now; its node is avoided for a while unless the lease's own worker was at fault.
+    pub(crate) fn lost(&mut self, now: Instant, node: &str, avoid: bool) {
+        self.since.get_or_insert(now);
+        self.next = now;
+        self.backoff = RELOCATE_BACKOFF.0;
+        if avoid {
+            self.avoid.push((node.to_owned(), now + AVOID_FOR));
+        }
+    }
+
+    fn failed(&mut self, now: Instant, why: String) {
+        self.why = why;
+        self.next = now + self.backoff;
+        self.backoff = (self.backoff * 2).min(RELOCATE_BACKOFF.1);
+    }
+}
+
+impl Calls {
+    /// The pool's first leases: at least the least number asked for, or none.
+    pub(crate) fn first_leases(&mut self) -> Result<(), AcquireError> {
+        let (min, max) = (*self.request.nodes.start(), *self.request.nodes.end());
+        if min == 0 || min > max || self.request.cores == 0 {
+            let what = format!("nodes {min} to {max} with {} cores each", self.request.cores);
+            return Err(AcquireError::Request(what));
+        }
+        let began = Instant::now();
+        let leases = match self.ask(min, max) {
+            Err(HarvesterError::Refused { reason, .. }) if self.request.local_fallback => {
+                self.fall_back(reason);
+                return Ok(());
+            }
+            other => other?,
+        };
+        let refused = self.attach_all(&leases, began);
+        let attached = self.live() as u32;
+        if let Some((node, why)) = refused.filter(|_| attached < min) {
+            let lease_ids = leases.iter().map(|lease| lease.lease_id).collect();
+            self.sessions.clear();
+            // They would expire by themselves; this only frees them sooner.
+            let _ = self.harvester.release(ReleaseRequest { lease_ids });
+            return Err(AcquireError::Attach { attached, needed: min, node, why });
+        }
+        self.relocation.target = self.live();
+        Ok(())
+    }
+
+    /// Replaces what was evicted, when it is time to try; ends what waits in vain.
+    pub(crate) fn relocate(&mut self, now: Instant) {
+        let Some(since) = self.relocation.since.filter(|_| !self.relocation.local) else {
+            return;
+        };
+        let missing = self.relocation.target.saturating_sub(self.live());
+        if missing == 0 {
+            self.relocation.since = None;
+            return;
+        }
+        if now < self.relocation.next {
+            return;
+        }
+        let began = Instant::now();
+        let why = match self.ask(1, missing as u32) {
+            Ok(leases) => self.attach_all(&leases, began).map(|(_, why)| why.to_string()),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(why) = why {
+            self.relocation.failed(Instant::now(), why);
+        }
+        if self.live() == 0 && since.elapsed() >= self.request.patience {
+            self.give_up();
+        }
+    }
+
+    fn ask(&mut self, min: u32, max: u32) -> Result<Vec<Lease>, HarvesterError> {
+        let now = Instant::now();
+        self.relocation.avoid.retain(|(_, until)| *until > now);
+        let request = AcquireRequest {
+            request_id: self.identity.request_id()?.into(),
+            client_public_key: self.identity.key.verifying_key().to_bytes().to_vec().into(),
+            nodes_min: min,
+            nodes_max: max,
+            cores: self.request.cores,
+            memory_bytes: self.request.memory_bytes,
+            ttl_ms: self.request.ttl.as_millis() as u64,
+            partition: self.request.partition.clone(),
+            account: self.request.account.clone(),
+            avoid_nodes: self.relocation.avoid.iter().map(|(node, _)| node.clone()).collect(),
+        };
+        Ok(self.harvester.acquire(request)?.leases)
+    }
+
+    /// Attaches to every lease and opens the pool's functions there; returns one refusal, if there was any.
+    fn attach_all(&mut self, leases: &[Lease], began: Instant) -> Option<(String, AttachError)> {
+        let mut refused = None;
+        for lease in leases {
+            match self.attach(lease) {
+                Ok(session) => self.welcome(session, began),
+                Err(why) => refused = Some((lease.node.clone(), why)),
+            }
+        }
+        refused
+    }
+
+    fn attach(&self, lease: &Lease) -> Result<Session, AttachError> {
+        let options = self.harvester.options();
+        let mut session = Session::attach(lease, &self.identity.key, &self.request, options)?;
+        for function in &self.functions {
+            session.open(&function.library, &function.name)?;
+        }
+        if let Some(renewer) = &self.renewer {
+            renewer.add(attach_control(lease, &self.identity.key, &self.request, options)?);
+        }
+        Ok(session)
+    }
+
+    fn welcome(&mut self, session: Session, began: Instant) {
+        let kind = PoolEventKind::Leased { took: began.elapsed() };
+        let (node, lease_id) = (session.node.clone(), session.lease_id);
+        self.note(PoolEvent { at: Instant::now(), wall: SystemTime::now(), node, lease_id, kind });
+        match self.sessions.iter_mut().find(|place| place.is_none()) {
+            Some(place) => *place = Some(session),
+            None => self.sessions.push(Some(session)),
+        }
+    }
+
+    /// No lease came in time: calls run here, or end as what they are by then.
+    fn give_up(&mut self) {
+        let why = self.relocation.why.clone();
+        if self.request.local_fallback {
+            self.fall_back(why);
+            return;
+        }
+        for index in 0..self.calls.len() as u32 {
+            let call = &mut self.calls[index as usize];
+            if matches!(call.state, State::Queued(_)) {
+                let never_ran = CallError::Failed(Failure::NoLease { reason: why.clone() });
+                let error = call.cut_off.take().unwrap_or(never_ran);
+                self.end(index, Err(error));
+            }
+        }
+    }
+
+    /// From now on calls run in this process.
+    fn fall_back(&mut self, why: String) {
+        self.relocation.local = true;
+        let kind = PoolEventKind::FellBack { why };
+        let (node, lease_id) = (String::new(), 0);
+        self.note(PoolEvent { at: Instant::now(), wall: SystemTime::now(), node, lease_id, kind });
+    }
+
+    /// Runs every queued call in this process, if the pool has fallen back.
+    pub(crate) fn run_locally(&mut self) {
+        while self.relocation.local
+            && let Some(index) = self.queue.pop_front()
+        {
+            let call = &mut self.calls[index as usize];
+            let State::Queued(input) = std::mem::replace(&mut call.state, State::Free) else {
+                continue;
+            };
+            let capacity = call.settings.reply_capacity.unwrap_or(self.request.slot_bytes);
+            let function = &mut self.functions[call.function as usize];
+            let outcome = match function.local.as_mut() {
+                Some(local) => local.call(input, capacity),
+                None => LocalFunction::open(&function.library, &function.name)
+                    .map_err(|message| Failure::Function { code: 0, message })
+                    .and_then(|local| function.local.insert(local).call(input, capacity)),
+            };
+            self.stats.local += 1;
+            self.end(index, outcome.map_err(CallError::Failed));
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! One lease's session with its executor: attaching, libraries and functions, renewal, what the control stream says.
+//!
+//! Owned by [`crate::calls`]. It knows no calls: it carries messages, and its lanes carry calls.
+
+use std::{
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+
+use ed25519_dalek::{SigningKey, VerifyingKey};
+use gleaner_fabric::{Geometry, Side, tcp::TcpLink};
+use gleaner_proto::{
+    control::{UPLOAD_CHUNK, attach_digest, lane_digest},
+    v1::{
+        self, Attach, Attached, DataLane, Detach, OpenFunction, Renew, Upload, from_agent::Message,
+        hello, to_agent,
+    },
+};
+
+use crate::{
+    control::{Control, refused},
+    error::AttachError,
+    lane::Lane,
+    library::Library,
+    options::Options,
+    request::{Request, Waiting},
+};
+
+/// A session with one lease's executor.
+pub(crate) struct Session {
+    pub(crate) lease_id: u64,
+    pub(crate) node: String,
+    pub(crate) cores: u32,
+    pub(crate) epoch: u64,
+    pub(crate) lanes: Vec<Lane>,
+    pub(crate) control: Control,
+    /// The executor's numbers of the pool's functions, by the pool's own.
+    pub(crate) functions: Vec<u32>,
+    /// Until when the lease is safe, as far as is known.
+    pub(crate) safe_until: Instant,
+    /// When a renewal was asked for that is not answered yet.
+    pub(crate) renewing: Option<Instant>,
+    /// When a renewal was last asked for.
+    pub(crate) last_asked: Option<Instant>,
+    /// Since when its lanes are dead and its verdicts awaited, and why.
+    pub(crate) closing: Option<(Instant, String)>,
+    answer_timeout: Duration,
+}
+
+impl Session {
+    /// Attaches to a lease and opens its lanes.
+    pub(crate) fn attach(
+        lease: &v1::Lease,
+        key: &SigningKey,
+        request: &Request,
+        options: &Options,
+    ) -> Result<Self, AttachError> {
+        let began = Instant::now();
+        let dialler = Dialler { lease, key, executor: executor_key(lease)?, options };
+        let (control, attached) = dialler.attach(request)?;
+        let geometry = Geometry {
+            window: u16::try_from(attached.window).unwrap_or(0),
+            slot_bytes: u32::try_from(attached.slot_bytes).unwrap_or(0),
+            arena_bytes: attached.arena_bytes,
+        };
+        let geometry = geometry.check().map_err(|error| control.broke(&error.to_string()))?;
+        if attached.lanes == 0 || attached.lanes > lease.cores {
+            return Err(control.broke("it has other lanes than the lease has cores"));
+        }
+        let lanes = (0..attached.lanes)
+            .map(|lane| dialler.lane(attached.session_id, lane, geometry))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            lease_id: lease.lease_id,
+            node: lease.node.clone(),
+            cores: lease.cores,
+            epoch: attached.grant_epoch,
+            lanes,
+            control,
+            functions: Vec::new(),
+            safe_until: began + Duration::from_millis(attached.safe_for_ms),
+            renewing: None,
+            last_asked: None,
+            closing: None,
+            answer_timeout: options.answer_timeout,
+        })
+    }
+
+    /// Opens a function, after its library if the executor has not got that yet.
+    pub(crate) fn open(&mut self, library: &Library, name: &str) -> Result<(), AttachError> {
+        self.upload(library)?;
+        self.send(to_agent::Message::OpenFunction(OpenFunction {
+            sha256: library.hash().to_vec().into(),
+            name: name.to_owned(),
+            abi: v1::Abi::Unspecified.into(),
+        }))?;
+        match self.answer()? {
+            Message::FunctionOpened(opened) => {
+                self.functions.push(opened.function);
+                Ok(())
+            }
+            other => Err(refused(&self.control, other)),
+        }
+    }
+
+    /// Asks for another `ttl` from now, and waits for the answer.
+    pub(crate) fn renew(&mut self, ttl: Duration) -> Result<(), AttachError> {
+        self.ask_renewal(ttl)?;
+        match self.control.receive(Instant::now() + self.answer_timeout)? {
+            Message::Renewed(renewed) => {
+                self.renewed(renewed.safe_for_ms);
+                Ok(())
+            }
+            other => Err(refused(&self.control, other)),
+        }
+    }
+
+    /// Asks for another `ttl` from now; the answer comes to [`Session::renewed`].
+    pub(crate) fn ask_renewal(&mut self, ttl: Duration) -> Result<(), AttachError> {
+        self.renewing.get_or_insert_with(Instant::now);
+        self.send(to_agent::Message::Renew(Renew { ttl_ms: ttl.as_millis() as u64 }))
+    }
+
+    /// The answer to a renewal.
+    pub(crate) fn renewed(&mut self, safe_for_ms: u64) {
+        if let Some(asked) = self.renewing.take() {
+            self.safe_until = asked + Duration::from_millis(safe_for_ms);
+        }
+    }
+
+    /// Gives up on a call.
+    pub(crate) fn cancel(&mut self, lane: usize, slot: u16, grace: Duration) {
+        let invocation = self.lanes[lane].invocation(slot);
+        let grace_ms = grace.as_millis() as u64;
+        let (lane, slot) = (lane as u32, u32::from(slot));
+        let cancel = v1::Cancel { lane, slot, invocation, grace_ms };
+        if let Err(error) = self.send(to_agent::Message::Cancel(cancel)) {
+            self.close(error.to_string());
+        }
+    }
+
+    /// Says goodbye and gives the lease back; true if the executor confirmed it in time.
+    pub(crate) fn release(mut self, until: Instant) -> bool {
+        let detach = to_agent::Message::Detach(Detach { release: true });
+        if self.control.send(detach, until).is_err() {
+            return false;
+        }
+        loop {
+            match self.control.receive(until) {
+                Ok(Message::Detached(_) | Message::Evicted(_)) => return true,
+                Ok(_) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// Its lanes are of no more use: from now on its verdicts are awaited.
+    pub(crate) fn close(&mut self, why: String) {
+        self.closing.get_or_insert((Instant::now(), why));
+    }
+
+    fn upload(&mut self, library: &Library) -> Result<(), AttachError> {
+        let size_bytes = library.bytes().len() as u64;
+        let chunk = |offset: usize, chunk: &[u8]| {
+            to_agent::Message::Upload(Upload {
+                sha256: library.hash().to_vec().into(),
+                size_bytes,
+                offset: offset as u64,
+                chunk: chunk.to_vec().into(),
+            })
+        };
+        self.send(chunk(0, &[]))?;
+        if self.uploaded()? {
+            return Ok(());
+        }
+        for (index, bytes) in library.bytes().chunks(UPLOAD_CHUNK).enumerate() {
+            self.send(chunk(index * UPLOAD_CHUNK, bytes))?;
+        }
+        match self.uploaded()? {
+            true => Ok(()),
+            false => Err(self.control.broke("it lost a library that was just uploaded")),
+        }
+    }
+
+    fn uploaded(&mut self) -> Result<bool, AttachError> {
+        match self.answer()? {
+            Message::Uploaded(uploaded) => Ok(uploaded.complete),
+            other => Err(refused(&self.control, other)),
+        }
+    }
+
+    fn send(&mut self, message: to_agent::Message) -> Result<(), AttachError> {
+        self.control.send(message, Instant::now() + self.answer_timeout)
+    }
+
+    /// The answer to a question that was just asked; that to an earlier renewal is taken on the way.
+    fn answer(&mut self) -> Result<Message, AttachError> {
+        let until = Instant::now() + self.answer_timeout;
+        loop {
+            match self.control.receive(until)? {
+                Message::Renewed(renewed) => self.renewed(renewed.safe_for_ms),
+                other => return Ok(other),
+            }
+        }
+    }
+}
+
+/// Attaches once more, for [`crate::keepalive`]: a control stream without lanes, which only renews.
+pub(crate) fn attach_control(
+    lease: &v1::Lease,
+    key: &SigningKey,
+    request: &Request,
+    options: &Options,
+) -> Result<Control, AttachError> {
+    let dialler = Dialler { lease, key, executor: executor_key(lease)?, options };
+    dialler.attach(request).map(|(control, _)| control)
+}
+
+/// What every connection of one session needs.
+struct Dialler<'a> {
+    lease: &'a v1::Lease,
+    key: &'a SigningKey,
+    executor: VerifyingKey,
+    options: &'a Options,
+}
+
+impl Dialler<'_> {
+    fn attach(&self, request: &Request) -> Result<(Control, Attached), AttachError> {
+        let token = &self.lease.token;
+        let purpose = hello::Purpose::Attach(Attach {
+            token: token.clone(),
+            window: u32::from(request.window),
+            slot_bytes: u64::from(request.slot_bytes),
+            arena_bytes: request.arena_bytes,
+            waiting: match request.waiting {
+                Waiting::Hot => v1::Waiting::Hot.into(),
+                Waiting::Warm => v1::Waiting::Warm.into(),
+            },
+        });
+        let until = Instant::now() + self.options.answer_timeout;
+        let greeting = self.dial()?.greet(purpose, until)?;
+        let mut control = greeting.prove(
+            &self.executor,
+            self.key,
+            |nonces| attach_digest(&nonces.client, &nonces.executor, token),
+            until,
+        )?;
+        match control.receive(until)? {
+            Message::Attached(attached) => Ok((control, attached)),
+            other => Err(refused(&control, other)),
+        }
+    }
+
+    fn lane(&self, session_id: u64, lane: u32, geometry: Geometry) -> Result<Lane, AttachError> {
+        let purpose = hello::Purpose::DataLane(DataLane { session_id, lane });
+        let until = Instant::now() + self.options.answer_timeout;
+        let greeting = self.dial()?.greet(purpose, until)?;
+        let mut control = greeting.prove(
+            &self.executor,
+            self.key,
+            |nonces| lane_digest(&nonces.client, &nonces.executor, session_id, lane),
+            until,
+        )?;
+        match control.receive(until)? {
+            Message::DataReady(_) => {}
+            other => return Err(refused(&control, other)),
+        }
+        self.link(control.into_lane()?, geometry)
+    }
+
+    fn link(&self, stream: TcpStream, geometry: Geometry) -> Result<Lane, AttachError> {
+        let link =
+            TcpLink::new(stream, Side::Client, geometry).map_err(|error| AttachError::Io {
+                step: "cannot set up the link to",
+                address: self.lease.address.clone(),
+                source: std::io::Error::other(error),
+            })?;
+        Ok(Lane::new(Box::new(link)))
+    }
+
+    fn dial(&self) -> Result<Control, AttachError> {
+        Control::tcp(&self.lease.address, self.options.connect_timeout)
+    }
+}
+
+fn executor_key(lease: &v1::Lease) -> Result<VerifyingKey, AttachError> {
+    let bytes = <[u8; 32]>::try_from(&lease.executor_public_key[..]).ok();
+    let key = bytes.and_then(|bytes| VerifyingKey::from_bytes(&bytes).ok());
+    key.ok_or_else(|| AttachError::Protocol {
+        address: lease.address.clone(),
+        what: "the harvester named no key for it".into(),
+    })
+}

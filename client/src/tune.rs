@@ -1,0 +1,25 @@
+//! The client's constants, for engineers. What a caller sets is in [`crate::Request`] and the configuration.
+
+use std::time::Duration;
+
+/// A hot waiter looks at its control streams at least this often.
+pub(crate) const SERVICE_PERIOD: Duration = Duration::from_millis(1);
+/// Looks at a lane between two looks at the clock, while hot; and calls between two, when none of them has to wait.
+pub(crate) const LOOKS_PER_CLOCK: u32 = 32;
+/// Longest sleep of a warm waiter: what no descriptor announces (deadlines aside) is noticed within it.
+pub(crate) const SLEEP_MAX: Duration = Duration::from_millis(100);
+/// How long a session whose lane is closed waits for the executor's verdicts before its calls are UNKNOWN.
+pub(crate) const VERDICT_BOUND: Duration = Duration::from_secs(2);
+/// A call whose deadline is over may still end by itself within this time; then its worker is stopped.
+pub(crate) const OVERRUN_GRACE: Duration = Duration::from_millis(20);
+/// The grace of a call that was merely dropped: it is skipped if it has not started, and may run to its end.
+pub(crate) const DROPPED_GRACE: Duration = Duration::from_secs(3600);
+/// First and longest wait between two requests for a lease that replaces an evicted one.
+pub(crate) const RELOCATE_BACKOFF: (Duration, Duration) =
+    (Duration::from_millis(20), Duration::from_millis(500));
+/// For how long a node that evicted this pool is not asked for again.
+pub(crate) const AVOID_FOR: Duration = Duration::from_secs(2);
+/// How long giving a lease back may take.
+pub(crate) const DETACH_BOUND: Duration = Duration::from_secs(1);
+
+const _: () = assert!(RELOCATE_BACKOFF.0.as_nanos() < RELOCATE_BACKOFF.1.as_nanos());
