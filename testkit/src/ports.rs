@@ -48,12 +48,7 @@ impl ReservedPort {
     }
 
     fn hold(port: u16) -> io::Result<OwnedFd> {
-        let held = socket(
-            AddressFamily::Inet,
-            SockType::Stream,
-            SockFlag::SOCK_CLOEXEC,
-            None,
-        )?;
+        let held = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         bind(held.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port))?;
         setsockopt(&held, ReuseAddr, &true)?;
         Ok(held)

@@ -59,10 +59,7 @@ impl Daemon {
                 Ok(())
             });
         }
-        Ok(Self {
-            name: name.to_owned(),
-            child: spawn_lasting(command)?,
-        })
+        Ok(Self { name: name.to_owned(), child: spawn_lasting(command)? })
     }
 
     /// What it is called in messages.
@@ -139,25 +136,16 @@ fn spawn_lasting(command: Command) -> io::Result<Child> {
         Mutex::new(orders)
     });
     let (answer, result) = channel();
-    let sent = orders
-        .lock()
-        .is_ok_and(|orders| orders.send((command, answer)).is_ok());
+    let sent = orders.lock().is_ok_and(|orders| orders.send((command, answer)).is_ok());
     let gone = || io::Error::other("the thread that starts daemons is gone");
-    if sent {
-        result.recv().map_err(|_| gone())?
-    } else {
-        Err(gone())
-    }
+    if sent { result.recv().map_err(|_| gone())? } else { Err(gone()) }
 }
 
 /// Runs a command to its end; kills it and says so when `bound` is over.
 pub fn run_bounded(mut command: Command, bound: Duration) -> io::Result<Output> {
     use io::{Read, Seek};
     let (mut stdout, mut stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
-    command
-        .stdin(Stdio::null())
-        .stdout(stdout.try_clone()?)
-        .stderr(stderr.try_clone()?);
+    command.stdin(Stdio::null()).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
     let mut child = command.spawn()?;
     let mut ended = None;
     let in_time = poll_until(bound, || {
@@ -171,15 +159,8 @@ pub fn run_bounded(mut command: Command, bound: Duration) -> io::Result<Output> 
         return Err(io::Error::new(io::ErrorKind::TimedOut, message));
     }
     let status = ended.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))?;
-    let mut output = Output {
-        status,
-        stdout: Vec::new(),
-        stderr: Vec::new(),
-    };
-    for (file, bytes) in [
-        (&mut stdout, &mut output.stdout),
-        (&mut stderr, &mut output.stderr),
-    ] {
+    let mut output = Output { status, stdout: Vec::new(), stderr: Vec::new() };
+    for (file, bytes) in [(&mut stdout, &mut output.stdout), (&mut stderr, &mut output.stderr)] {
         file.rewind()?;
         file.read_to_end(bytes)?;
     }
@@ -237,42 +218,28 @@ pub fn mentioning(path: &Path) -> Vec<i32> {
 
 /// The living children of a process.
 pub fn children(pid: i32) -> Vec<i32> {
-    all_pids()
-        .into_iter()
-        .filter(|&child| is_alive(child) && parent(child) == Some(pid))
-        .collect()
+    all_pids().into_iter().filter(|&child| is_alive(child) && parent(child) == Some(pid)).collect()
 }
 
 /// The process's command line, its arguments joined by blanks.
 pub fn command_line(pid: i32) -> String {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    String::from_utf8_lossy(&bytes)
-        .replace('\0', " ")
-        .trim()
-        .to_owned()
+    String::from_utf8_lossy(&bytes).replace('\0', " ").trim().to_owned()
 }
 
 fn parent(pid: i32) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?
-        .1
-        .split_whitespace()
-        .nth(1)?
-        .parse()
-        .ok()
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn all_pids() -> Vec<i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect()
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 fn contains(text: &[u8], needle: &OsStr) -> bool {
     let needle = needle.as_bytes();
-    text.windows(needle.len().max(1))
-        .any(|window| window == needle)
+    text.windows(needle.len().max(1)).any(|window| window == needle)
 }
 
 #[cfg(test)]

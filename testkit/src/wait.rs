@@ -17,10 +17,7 @@ pub fn wait_until(
     condition: impl FnMut() -> bool,
 ) -> Duration {
     let started = Instant::now();
-    assert!(
-        poll_until(bound, condition),
-        "waited {bound:?} in vain until {what}"
-    );
+    assert!(poll_until(bound, condition), "waited {bound:?} in vain until {what}");
     started.elapsed()
 }
 

@@ -56,9 +56,8 @@ impl Cluster {
         }
         let nodes: Vec<_> = (1..=usize::from(builder.nodes)).map(node_name).collect();
         let directory = make_directory(&nodes)?;
-        let warden = Warden::over(directory.path()).map_err(ClusterError::io(
-            "start the shell that cleans up after a killed test",
-        ))?;
+        let warden = Warden::over(directory.path())
+            .map_err(ClusterError::io("start the shell that cleans up after a killed test"))?;
         let ports = (0..=nodes.len())
             .map(|_| ReservedPort::reserve())
             .collect::<io::Result<Vec<_>>>()
@@ -124,9 +123,7 @@ impl Cluster {
     /// slurmctld, to stop it and let it go on.
     #[track_caller]
     pub fn slurmctld(&mut self) -> &mut Daemon {
-        self.slurmctld
-            .as_mut()
-            .expect("slurmctld was killed and not started again")
+        self.slurmctld.as_mut().expect("slurmctld was killed and not started again")
     }
 
     /// Kills slurmctld, as a crash would.
@@ -172,10 +169,7 @@ impl Cluster {
         self.write("munge/key", &key, 0o600)?;
         if let Some(program) = &builder.hook {
             let (program, run_dir) = (program.display(), self.run_dir());
-            let script = format!(
-                "#!/bin/sh\nexec '{program}' --run-dir '{}'\n",
-                run_dir.display()
-            );
+            let script = format!("#!/bin/sh\nexec '{program}' --run-dir '{}'\n", run_dir.display());
             let path = hook_script(Path::new(""));
             self.write(&path.to_string_lossy(), script.as_bytes(), 0o755)?;
         }
@@ -212,21 +206,13 @@ impl Cluster {
         command.arg("-D").arg("-f").arg(self.slurm_conf());
         self.slurmctld = Some(self.spawn("slurmctld", command, None)?);
         let port = self.ports[0].port();
-        self.wait_up("slurmctld", || {
-            TcpStream::connect(("127.0.0.1", port)).is_ok()
-        })
+        self.wait_up("slurmctld", || TcpStream::connect(("127.0.0.1", port)).is_ok())
     }
 
     fn spawn_slurmd(&self, node: &str) -> Result<Daemon, ClusterError> {
         let mut command = Command::new(find("slurmd")?);
-        command
-            .args(["-D", "-N", node, "-f"])
-            .arg(self.slurm_conf());
-        self.spawn(
-            &format!("slurmd-{node}"),
-            command,
-            own_host_names().then_some(node),
-        )
+        command.args(["-D", "-N", node, "-f"]).arg(self.slurm_conf());
+        self.spawn(&format!("slurmd-{node}"), command, own_host_names().then_some(node))
     }
 
     fn spawn(
@@ -237,14 +223,9 @@ impl Cluster {
     ) -> Result<Daemon, ClusterError> {
         let output = self.dir().join(format!("log/{name}.out"));
         let output = fs::File::create(output).map_err(ClusterError::io("create a log file"))?;
-        let errors = output
-            .try_clone()
-            .map_err(ClusterError::io("share a log file"))?;
+        let errors = output.try_clone().map_err(ClusterError::io("share a log file"))?;
         self.set_environment(&mut command);
-        command
-            .stdout(output)
-            .stderr(errors)
-            .current_dir(self.dir());
+        command.stdout(output).stderr(errors).current_dir(self.dir());
         Daemon::start(name, command, host).map_err(ClusterError::io(format!("start {name}")))
     }
 
@@ -257,17 +238,11 @@ impl Cluster {
                 command.env_remove(name);
             }
         }
-        command
-            .env("SLURM_CONF", self.slurm_conf())
-            .env("LC_ALL", "C");
+        command.env("SLURM_CONF", self.slurm_conf()).env("LC_ALL", "C");
     }
 
     fn wait_up(&self, daemon: &str, up: impl FnMut() -> bool) -> Result<(), ClusterError> {
-        if poll_until(START_BOUND, up) {
-            Ok(())
-        } else {
-            Err(self.not_up(daemon, daemon))
-        }
+        if poll_until(START_BOUND, up) { Ok(()) } else { Err(self.not_up(daemon, daemon)) }
     }
 
     fn wait_all_idle(&self) -> Result<(), ClusterError> {
@@ -287,13 +262,8 @@ impl Cluster {
         let output = self.dir().join(format!("log/{daemon}.out"));
         log.push_str(&fs::read_to_string(output).unwrap_or_default());
         let tail = log.len().saturating_sub(LOG_TAIL_BYTES);
-        let tail = (tail..log.len())
-            .find(|&at| log.is_char_boundary(at))
-            .unwrap_or(0);
-        ClusterError::NotUp {
-            what: what.to_owned(),
-            log: log.split_off(tail),
-        }
+        let tail = (tail..log.len()).find(|&at| log.is_char_boundary(at)).unwrap_or(0);
+        ClusterError::NotUp { what: what.to_owned(), log: log.split_off(tail) }
     }
 }
 
@@ -305,10 +275,8 @@ impl Drop for Cluster {
         let path = self.dir().to_owned();
         let munged = self.munged.as_ref().map(Daemon::pid);
         poll_until(START_BOUND, || {
-            let rest: Vec<_> = process::mentioning(&path)
-                .into_iter()
-                .filter(|pid| Some(*pid) != munged)
-                .collect();
+            let rest: Vec<_> =
+                process::mentioning(&path).into_iter().filter(|pid| Some(*pid) != munged).collect();
             process::kill_all(&rest);
             rest.is_empty()
         });

@@ -110,13 +110,7 @@ impl Builder {
 
     /// The whole `slurm.conf`.
     pub(super) fn text(&self, layout: &Layout<'_>) -> String {
-        let Layout {
-            dir,
-            host,
-            user,
-            controller_port,
-            ..
-        } = layout;
+        let Layout { dir, host, user, controller_port, .. } = layout;
         let dir = dir.display();
         let mut text = format!(
             "ClusterName=private
@@ -179,11 +173,8 @@ Waittime=0
         };
         for (index, port) in layout.node_ports.iter().enumerate() {
             let number = index + 1;
-            let host = if layout.own_host_names {
-                node_name(number)
-            } else {
-                layout.host.to_owned()
-            };
+            let host =
+                if layout.own_host_names { node_name(number) } else { layout.host.to_owned() };
             let (high, low) = (1 + number / 250, 1 + number % 250);
             let _ = writeln!(
                 text,

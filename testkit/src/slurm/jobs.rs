@@ -38,6 +38,20 @@ impl Cluster {
         Daemon::start("srun", command, None).map_err(ClusterError::io("start srun"))
     }
 
+    /// Allocates nodes to a job that runs nothing (`salloc --no-shell`), until [`scancel`](Self::scancel); returns its
+    /// number. At once, where a batch job waits for the scheduler's next pass.
+    pub fn allocate(&self, arguments: &[&str]) -> Result<u32, ClusterError> {
+        let mut command = self.command("salloc");
+        command.arg("--no-shell").args(arguments);
+        let output = run_bounded(command, JOB_BOUND).map_err(ClusterError::io("run salloc"))?;
+        let complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        text_of("salloc", arguments, output)?;
+        let (_, after) = complaint.split_once("Granted job allocation ").unwrap_or_default();
+        let job = after.split_whitespace().next().and_then(|job| job.parse().ok());
+        let status = "no job number".to_owned();
+        job.ok_or(ClusterError::Command { command: "salloc".into(), status, complaint })
+    }
+
     /// Submits `script` as the body of a batch job; returns the job's number.
     pub fn sbatch(&self, arguments: &[&str], script: &str) -> Result<u32, ClusterError> {
         let wrap = format!("--wrap={script}");
@@ -45,11 +59,7 @@ impl Cluster {
         all.extend(arguments);
         all.push(&wrap);
         let answer = self.run("sbatch", &all, COMMAND_BOUND)?;
-        let job = answer
-            .trim()
-            .split(';')
-            .next()
-            .and_then(|job| job.parse().ok());
+        let job = answer.trim().split(';').next().and_then(|job| job.parse().ok());
         job.ok_or_else(|| ClusterError::Command {
             command: "sbatch".into(),
             status: "no job number".into(),
@@ -71,17 +81,13 @@ impl Cluster {
 
     /// Cancels a job.
     pub fn scancel(&self, job: u32) -> Result<(), ClusterError> {
-        self.run("scancel", &[&job.to_string()], COMMAND_BOUND)
-            .map(drop)
+        self.run("scancel", &[&job.to_string()], COMMAND_BOUND).map(drop)
     }
 
     /// A node's state as `scontrol` writes it, such as `IDLE`, `MIXED+DRAIN` or `ALLOCATED+COMPLETING`.
     pub fn node_state(&self, node: &str) -> Result<String, ClusterError> {
         let states = self.states()?;
-        let state = states
-            .into_iter()
-            .find(|(name, _)| name == node)
-            .map(|(_, state)| state);
+        let state = states.into_iter().find(|(name, _)| name == node).map(|(_, state)| state);
         state.ok_or_else(|| ClusterError::Command {
             command: "scontrol show nodes".into(),
             status: "no such node".into(),
@@ -93,9 +99,7 @@ impl Cluster {
     pub fn states(&self) -> Result<Vec<(String, String)>, ClusterError> {
         let text = self.scontrol(&["--oneliner", "show", "nodes"])?;
         let field = |line: &str, key: &str| {
-            line.split(' ')
-                .find_map(|word| word.strip_prefix(key))
-                .map(str::to_owned)
+            line.split(' ').find_map(|word| word.strip_prefix(key)).map(str::to_owned)
         };
         Ok(text
             .lines()
@@ -106,9 +110,7 @@ impl Cluster {
     /// A job's state, such as `PENDING`, `RUNNING` or `COMPLETED`; `None` when Slurm has forgotten it.
     pub fn job_state(&self, job: u32) -> Option<String> {
         let job = job.to_string();
-        let text = self
-            .squeue(&["--states=all", "--format=%T", "--jobs", &job])
-            .ok()?;
+        let text = self.squeue(&["--states=all", "--format=%T", "--jobs", &job]).ok()?;
         text.lines().next().map(|state| state.trim().to_owned())
     }
 
@@ -138,8 +140,7 @@ impl Cluster {
     #[track_caller]
     pub fn wait_no_jobs(&self, bound: Duration) -> Duration {
         wait_until("no job is left in the queue", bound, || {
-            self.squeue(&["--format=%A"])
-                .is_ok_and(|jobs| jobs.trim().is_empty())
+            self.squeue(&["--format=%A"]).is_ok_and(|jobs| jobs.trim().is_empty())
         })
     }
 
@@ -151,10 +152,8 @@ impl Cluster {
     ) -> Result<String, ClusterError> {
         let mut command = self.command(program);
         command.args(arguments);
-        let output = run_bounded(command, bound).map_err(ClusterError::io(format!(
-            "run {program} {}",
-            arguments.join(" ")
-        )))?;
+        let output = run_bounded(command, bound)
+            .map_err(ClusterError::io(format!("run {program} {}", arguments.join(" "))))?;
         text_of(program, arguments, output)
     }
 }
