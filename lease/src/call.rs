@@ -69,11 +69,7 @@ mod tests {
     #[test]
     fn only_untouched_calls_run_again_unless_idempotent() {
         for known in ALL {
-            assert_eq!(
-                known.then(false) == Next::RunAgain,
-                known.untouched(),
-                "{known:?}"
-            );
+            assert_eq!(known.then(false) == Next::RunAgain, known.untouched(), "{known:?}");
         }
     }
 
@@ -82,11 +78,7 @@ mod tests {
         let lines: Vec<String> = ALL
             .iter()
             .map(|known| {
-                format!(
-                    "{known:?}: {:?}, idempotent {:?}",
-                    known.then(false),
-                    known.then(true)
-                )
+                format!("{known:?}: {:?}, idempotent {:?}", known.then(false), known.then(true))
             })
             .collect();
         insta::assert_snapshot!(lines.join("\n"), @r"

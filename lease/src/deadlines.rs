@@ -69,6 +69,8 @@ struct Slot {
     lease: LeaseId,
     epoch: Epoch,
     deadline: Stamp,
+    /// Its end has passed, whatever comes after.
+    over: bool,
     /// Its end has been told; it stays until the keeper says that it is gone.
     told: bool,
 }
@@ -97,21 +99,22 @@ impl<const N: usize> Deadlines<N> {
         }
     }
 
-    /// Takes a grant, or another end of the present one; returns the end that holds. A grant whose end has passed
-    /// is not revived, and an epoch that replaces another makes the other's leases due.
+    /// Takes a grant, or another end of the present one; returns the end that holds. An epoch that replaces another makes
+    /// the other's leases due. If the present one's end has passed, because this keeper was stopped while its agent
+    /// went on, its leases are due all the same, and the epoch goes on without them.
     pub fn grant(
         &mut self,
         now: Stamp,
         epoch: Epoch,
         until: Stamp,
     ) -> Result<Stamp, DeadlineError> {
-        let ended = epoch == self.epoch && now >= self.until;
-        if self.held || epoch <= self.fenced || epoch < self.epoch || ended {
+        if self.held || epoch <= self.fenced || epoch < self.epoch {
             return Err(DeadlineError::Epoch(epoch));
         }
         if until <= now {
             return Err(DeadlineError::Past);
         }
+        self.end_overdue(now);
         self.epoch = epoch;
         self.until = until.min(now.after(self.bounds.grant_max));
         Ok(self.until)
@@ -135,17 +138,9 @@ impl<const N: usize> Deadlines<N> {
             return Err(DeadlineError::Known(lease));
         }
         let deadline = deadline.min(now.after(self.bounds.lease_max));
-        let free = self
-            .slots
-            .iter_mut()
-            .find(|slot| slot.is_none())
-            .ok_or(DeadlineError::Full(N))?;
-        *free = Some(Slot {
-            lease,
-            epoch,
-            deadline,
-            told: false,
-        });
+        let free =
+            self.slots.iter_mut().find(|slot| slot.is_none()).ok_or(DeadlineError::Full(N))?;
+        *free = Some(Slot { lease, epoch, deadline, over: false, told: false });
         Ok(deadline.min(self.until))
     }
 
@@ -157,10 +152,7 @@ impl<const N: usize> Deadlines<N> {
         deadline: Stamp,
     ) -> Result<Stamp, DeadlineError> {
         let unknown = DeadlineError::Unknown(lease);
-        let index = self
-            .slots
-            .iter()
-            .position(|slot| slot.is_some_and(|slot| slot.lease == lease));
+        let index = self.slots.iter().position(|slot| slot.is_some_and(|slot| slot.lease == lease));
         let index = index.ok_or(unknown)?;
         let slot = self.slots[index].ok_or(unknown)?;
         if slot.told || self.end_of(&slot).0 <= now {
@@ -176,6 +168,12 @@ impl<const N: usize> Deadlines<N> {
         self.fenced = self.fenced.max(epoch);
     }
 
+    /// [`Deadlines::fence`] of whatever was granted last; returns that epoch.
+    pub fn fence_all(&mut self) -> Epoch {
+        self.fence(self.epoch);
+        self.epoch
+    }
+
     /// A batch job has the node (or has left it): while it is held nothing is granted and nothing starts, whatever epoch.
     pub fn hold(&mut self, held: bool) {
         self.held = held;
@@ -183,10 +181,7 @@ impl<const N: usize> Deadlines<N> {
 
     /// The keeper's own kill of a lease, or its worker's end: the slot is free again.
     pub fn gone(&mut self, lease: LeaseId) -> bool {
-        let slot = self
-            .slots
-            .iter_mut()
-            .find(|slot| slot.is_some_and(|slot| slot.lease == lease));
+        let slot = self.slots.iter_mut().find(|slot| slot.is_some_and(|slot| slot.lease == lease));
         slot.is_some_and(|slot| slot.take().is_some())
     }
 
@@ -199,11 +194,7 @@ impl<const N: usize> Deadlines<N> {
             let (end, why) = self.end_of(&slot);
             if !slot.told && end <= now {
                 self.slots[index] = Some(Slot { told: true, ..slot });
-                return Some(Due {
-                    lease: slot.lease,
-                    epoch: slot.epoch,
-                    why,
-                });
+                return Some(Due { lease: slot.lease, epoch: slot.epoch, why });
             }
         }
         None
@@ -211,18 +202,23 @@ impl<const N: usize> Deadlines<N> {
 
     /// When [`Deadlines::tick`] has something to tell next: what the keeper's timer is set to.
     pub fn next(&self) -> Option<Stamp> {
-        self.slots
-            .iter()
-            .flatten()
-            .filter(|slot| !slot.told)
-            .map(|slot| self.end_of(slot).0)
-            .min()
+        self.slots.iter().flatten().filter(|slot| !slot.told).map(|slot| self.end_of(slot).0).min()
     }
 
     /// The epoch being served and its end, if there is one at `now`.
     pub fn serving(&self, now: Stamp) -> Option<(Epoch, Stamp)> {
-        self.serves(now, self.epoch)
-            .then_some((self.epoch, self.until))
+        self.serves(now, self.epoch).then_some((self.epoch, self.until))
+    }
+
+    /// Makes final what has met its end by now.
+    fn end_overdue(&mut self, now: Stamp) {
+        for index in 0..N {
+            if let Some(slot) = self.slots[index]
+                && self.end_of(&slot).0 <= now
+            {
+                self.slots[index] = Some(Slot { over: true, ..slot });
+            }
+        }
     }
 
     fn serves(&self, now: Stamp, epoch: Epoch) -> bool {
@@ -231,7 +227,7 @@ impl<const N: usize> Deadlines<N> {
 
     /// When a lease is over, and which of its ends comes first.
     fn end_of(&self, slot: &Slot) -> (Stamp, Why) {
-        if slot.epoch != self.epoch || slot.epoch <= self.fenced {
+        if slot.over || slot.epoch != self.epoch || slot.epoch <= self.fenced {
             (Stamp(0), Why::Fenced)
         } else if self.until < slot.deadline {
             (self.until, Why::GrantEnd)

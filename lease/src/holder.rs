@@ -39,11 +39,7 @@ pub struct Identity {
 impl Identity {
     /// Names this executor.
     pub fn new(node: &NodeName, boot: BootId, lease_ttl_max: Duration) -> Self {
-        Self {
-            node: NodeDigest::of(node),
-            boot,
-            lease_ttl_max,
-        }
+        Self { node: NodeDigest::of(node), boot, lease_ttl_max }
     }
 }
 
@@ -235,15 +231,9 @@ impl Holder {
     /// heartbeat right after the registration: only heartbeats are answered by grants.
     pub fn resume_epoch(&mut self, now: Stamp) -> Epoch {
         self.expire(now);
-        let serving = self
-            .grant
-            .as_ref()
-            .filter(|grant| grant.state == State::Live);
+        let serving = self.grant.as_ref().filter(|grant| grant.state == State::Live);
         let occupied = self.leases.values().map(|held| held.epoch).max();
-        serving
-            .map(|grant| grant.epoch)
-            .max(occupied)
-            .unwrap_or(Epoch(0))
+        serving.map(|grant| grant.epoch).max(occupied).unwrap_or(Epoch(0))
     }
 
     /// The highest term seen, to register with.
@@ -259,19 +249,13 @@ impl Holder {
         term: Term,
     ) -> Result<(), RegisterError> {
         if term < self.term {
-            return Err(RegisterError::Term {
-                offered: term,
-                seen: self.term,
-            });
+            return Err(RegisterError::Term { offered: term, seen: self.term });
         }
         self.expire(now);
         let serving = self.grant.as_ref().map_or(Epoch(0), |grant| grant.epoch);
         let seen = serving.max(self.dead);
         if epoch < seen || epoch == Epoch(0) {
-            return Err(RegisterError::Epoch {
-                offered: epoch,
-                seen,
-            });
+            return Err(RegisterError::Epoch { offered: epoch, seen });
         }
         self.term = term;
         if epoch > seen {
@@ -288,38 +272,23 @@ impl Holder {
             self.beats.pop_front();
         }
         self.beats.push_back((self.seq, now));
-        Beat {
-            seq: self.seq,
-            stamp: now,
-            epoch: self.epoch(),
-        }
+        Beat { seq: self.seq, stamp: now, epoch: self.epoch() }
     }
 
     /// Every lease that still occupies something, with its own expiry: goes with each heartbeat.
     pub fn held(&self) -> impl Iterator<Item = (LeaseId, Stamp)> {
-        self.leases
-            .iter()
-            .map(|(lease, held)| (*lease, held.expires))
+        self.leases.iter().map(|(lease, held)| (*lease, held.expires))
     }
 
     /// The grant being served; 0 if none.
     pub fn epoch(&self) -> Epoch {
-        self.grant
-            .as_ref()
-            .filter(|grant| grant.state == State::Live)
-            .map_or(Epoch(0), |g| g.epoch)
+        self.grant.as_ref().filter(|grant| grant.state == State::Live).map_or(Epoch(0), |g| g.epoch)
     }
 
     /// A grant message; returns until when the node may be used, which the keeper is told.
     pub fn grant(&mut self, now: Stamp, message: &GrantMessage) -> Result<Stamp, GrantError> {
         self.expire(now);
-        let GrantMessage {
-            epoch,
-            answers_seq,
-            ttl,
-            cores,
-            memory_bytes,
-        } = *message;
+        let GrantMessage { epoch, answers_seq, ttl, cores, memory_bytes } = *message;
         let serving = self.grant.as_ref().map_or(Epoch(0), |grant| grant.epoch);
         if epoch <= self.dead || epoch < serving {
             return Err(GrantError::Over(epoch));
@@ -339,23 +308,9 @@ impl Holder {
         if answered < grant.answered {
             return Err(GrantError::Overtaken(answers_seq));
         }
-        let event = if grant.state == State::Reserved {
-            Event::Confirm
-        } else {
-            Event::Renew
-        };
-        grant
-            .state
-            .step(event)
-            .map_err(|_| GrantError::Over(epoch))?;
-        *grant = Grant {
-            epoch,
-            state: grant.state,
-            answered,
-            until,
-            cores,
-            memory_bytes,
-        };
+        let event = if grant.state == State::Reserved { Event::Confirm } else { Event::Renew };
+        grant.state.step(event).map_err(|_| GrantError::Over(epoch))?;
+        *grant = Grant { epoch, state: grant.state, answered, until, cores, memory_bytes };
         Ok(until)
     }
 
@@ -367,12 +322,7 @@ impl Holder {
         let known = self.leases.get(&lease);
         let checked_at = if known.is_some() { Stamp(0) } else { now };
         let Identity { node, boot, .. } = self.identity;
-        claims.check(&Expected {
-            node,
-            boot,
-            epoch: self.epoch(),
-            now: checked_at,
-        })?;
+        claims.check(&Expected { node, boot, epoch: self.epoch(), now: checked_at })?;
         if let Some(held) = known {
             let live = held.state == State::Live;
             return if live {
@@ -385,21 +335,8 @@ impl Holder {
             return Err(AdmitError::Over(lease));
         }
         self.check_room(claims)?;
-        let Claims {
-            epoch,
-            expires,
-            cores,
-            memory_bytes,
-            ..
-        } = *claims;
-        let held = Held {
-            epoch,
-            state: State::Live,
-            expires,
-            cores,
-            memory_bytes,
-            reason: None,
-        };
+        let Claims { epoch, expires, cores, memory_bytes, .. } = *claims;
+        let held = Held { epoch, state: State::Live, expires, cores, memory_bytes, reason: None };
         let admitted = self.admitted(now, &held, true);
         self.leases.insert(lease, held);
         Ok(admitted)
@@ -415,16 +352,11 @@ impl Holder {
         self.expire(now);
         let wanted = now.after(ttl.min(self.identity.lease_ttl_max));
         let held = self.leases.get_mut(&lease).ok_or(RenewError(lease))?;
-        held.state
-            .step(Event::Renew)
-            .map_err(|_| RenewError(lease))?;
+        held.state.step(Event::Renew).map_err(|_| RenewError(lease))?;
         held.expires = held.expires.max(wanted);
         let expires = held.expires;
         let deadline = self.deadline(lease).ok_or(RenewError(lease))?;
-        Ok(Renewed {
-            expires,
-            safe_for: deadline.since(now),
-        })
+        Ok(Renewed { expires, safe_for: deadline.since(now) })
     }
 
     /// A lease shall end: its client gave it back, the harvester revoked it, its worker failed. False if nothing of it
@@ -490,47 +422,30 @@ impl Holder {
         if !self.stops.is_empty() {
             return Some(Stamp(0));
         }
-        let live = self
-            .leases
-            .values()
-            .filter(|held| held.state == State::Live);
+        let live = self.leases.values().filter(|held| held.state == State::Live);
         let grant = self.grant.iter().filter(|grant| grant.state == State::Live);
-        live.map(|held| held.expires)
-            .chain(grant.map(|grant| grant.until))
-            .min()
+        live.map(|held| held.expires).chain(grant.map(|grant| grant.until)).min()
     }
 
     /// When a live lease ends unless renewed: the earlier of its own and its grant's end.
     pub fn deadline(&self, lease: LeaseId) -> Option<Stamp> {
-        let held = self
-            .leases
-            .get(&lease)
-            .filter(|held| held.state == State::Live)?;
+        let held = self.leases.get(&lease).filter(|held| held.state == State::Live)?;
         Some(self.end_of(held))
     }
 
     fn end_of(&self, held: &Held) -> Stamp {
-        let grant = self
-            .grant
-            .as_ref()
-            .filter(|grant| grant.epoch == held.epoch);
+        let grant = self.grant.as_ref().filter(|grant| grant.epoch == held.epoch);
         grant.map_or(Stamp(0), |grant| grant.until.min(held.expires))
     }
 
     fn admitted(&self, now: Stamp, held: &Held, first: bool) -> Admitted {
-        Admitted {
-            expires: held.expires,
-            safe_for: self.end_of(held).since(now),
-            first,
-        }
+        Admitted { expires: held.expires, safe_for: self.end_of(held).since(now), first }
     }
 
     /// Whether the slice fits beside everything that is not gone, of whatever epoch.
     fn check_room(&self, claims: &Claims) -> Result<(), AdmitError> {
-        let (cores, memory) = self
-            .grant
-            .as_ref()
-            .map_or((0, 0), |grant| (grant.cores, grant.memory_bytes));
+        let (cores, memory) =
+            self.grant.as_ref().map_or((0, 0), |grant| (grant.cores, grant.memory_bytes));
         let cores_used: u32 = self.leases.values().map(|held| held.cores).sum();
         let memory_used: u64 = self.leases.values().map(|held| held.memory_bytes).sum();
         let cores_free = cores.saturating_sub(cores_used);
@@ -538,19 +453,8 @@ impl Holder {
         if claims.cores <= cores_free && claims.memory_bytes <= memory_free {
             return Ok(());
         }
-        let Claims {
-            lease,
-            cores,
-            memory_bytes,
-            ..
-        } = *claims;
-        Err(AdmitError::Occupied {
-            lease,
-            cores,
-            memory_bytes,
-            cores_free,
-            memory_free,
-        })
+        let Claims { lease, cores, memory_bytes, .. } = *claims;
+        Err(AdmitError::Occupied { lease, cores, memory_bytes, cores_free, memory_free })
     }
 
     /// Begins a new epoch: whatever was served before is over.
@@ -569,10 +473,8 @@ impl Holder {
 
     /// Ends the grant, or single leases, whose time has come.
     fn expire(&mut self, now: Stamp) {
-        let ended = self
-            .grant
-            .as_ref()
-            .filter(|grant| grant.state == State::Live && grant.until <= now);
+        let ended =
+            self.grant.as_ref().filter(|grant| grant.state == State::Live && grant.until <= now);
         if let Some(epoch) = ended.map(|grant| grant.epoch) {
             self.vacate(epoch, EndReason::GrantEnded);
         }
@@ -589,20 +491,13 @@ impl Holder {
 
     /// Takes a live lease to its ending and queues its stop; one that is ending already stays as it is.
     fn stop(&mut self, lease: LeaseId, reason: EndReason) {
-        let Some(held) = self
-            .leases
-            .get_mut(&lease)
-            .filter(|held| held.state == State::Live)
+        let Some(held) = self.leases.get_mut(&lease).filter(|held| held.state == State::Live)
         else {
             return;
         };
         held.state = held.state.after(Event::End).unwrap_or(held.state);
         held.reason = Some(reason);
         self.over.insert(lease);
-        self.stops.push(Stop {
-            lease,
-            epoch: held.epoch,
-            reason,
-        });
+        self.stops.push(Stop { lease, epoch: held.epoch, reason });
     }
 }

@@ -92,10 +92,7 @@ impl Issuer {
         stored: Numbers,
         leases: impl IntoIterator<Item = Lease>,
     ) -> Self {
-        let next = Numbers {
-            lease: stored.lease.max(1),
-            epoch: stored.epoch.max(1),
-        };
+        let next = Numbers { lease: stored.lease.max(1), epoch: stored.epoch.max(1) };
         let mut issuer = Self {
             term,
             limits,
@@ -104,9 +101,7 @@ impl Issuer {
             nodes: BTreeMap::new(),
             leases: BTreeMap::new(),
         };
-        leases
-            .into_iter()
-            .for_each(|lease| issuer.restore(now, lease));
+        leases.into_iter().for_each(|lease| issuer.restore(now, lease));
         issuer
     }
 
@@ -114,11 +109,7 @@ impl Issuer {
         if lease.state == State::Ended {
             return;
         }
-        lease.state = if lease.ending.is_some() {
-            State::Ending
-        } else {
-            State::Live
-        };
+        lease.state = if lease.ending.is_some() { State::Ending } else { State::Live };
         let node = self.nodes.entry(lease.node.clone()).or_default();
         let held_until = clock::held_until(now, self.limits.grant_ttl_max);
         if !node.grants.iter().any(|grant| grant.epoch == lease.epoch) {
@@ -132,15 +123,9 @@ impl Issuer {
             });
             node.grants.sort_by_key(|grant| grant.epoch);
             let last = node.grants.len() - 1;
-            node.grants[..last]
-                .iter_mut()
-                .for_each(|grant| grant.state = State::Ending);
+            node.grants[..last].iter_mut().for_each(|grant| grant.state = State::Ending);
         }
-        if node
-            .grants
-            .last()
-            .is_some_and(|grant| grant.epoch == lease.epoch)
-        {
+        if node.grants.last().is_some_and(|grant| grant.epoch == lease.epoch) {
             node.identity = Some((lease.boot, lease.instance));
         }
         node.leases.insert(lease.id);
@@ -152,10 +137,8 @@ impl Issuer {
         let left =
             (self.reserved.lease - self.next.lease).min(self.reserved.epoch - self.next.epoch);
         let batch = |next: u64| next + NUMBERS_BATCH;
-        (left < NUMBERS_LOW).then(|| Numbers {
-            lease: batch(self.next.lease),
-            epoch: batch(self.next.epoch),
-        })
+        (left < NUMBERS_LOW)
+            .then(|| Numbers { lease: batch(self.next.lease), epoch: batch(self.next.epoch) })
     }
 
     /// These numbers are on disk: a later harvester starts from them.
@@ -181,22 +164,13 @@ impl Issuer {
         let Some(known) = self.nodes.get_mut(node) else {
             return Vec::new();
         };
-        let same = known
-            .identity
-            .is_some_and(|(_, instance)| instance == beat.instance);
-        let Some(executor) = known
-            .executor
-            .as_mut()
-            .filter(|executor| same && beat.stamp > executor.stamp)
+        let same = known.identity.is_some_and(|(_, instance)| instance == beat.instance);
+        let Some(executor) =
+            known.executor.as_mut().filter(|executor| same && beat.stamp > executor.stamp)
         else {
             return Vec::new();
         };
-        *executor = Executor {
-            seq: beat.seq,
-            stamp: beat.stamp,
-            received: now,
-            ..*executor
-        };
+        *executor = Executor { seq: beat.seq, stamp: beat.stamp, received: now, ..*executor };
         known.newest_stamp = known.newest_stamp.max(beat.stamp);
         for (lease, expires) in held {
             self.renewed(node, *lease, *expires);
@@ -232,37 +206,15 @@ impl Issuer {
             self.begin_epoch(node).ok_or(GrantError::Numbers)?;
         }
         let ttl = ttl.min(self.limits.grant_ttl_max);
-        let grant = self
-            .nodes
-            .get_mut(node)
-            .and_then(|known| known.grants.last_mut());
+        let grant = self.nodes.get_mut(node).and_then(|known| known.grants.last_mut());
         let grant = grant.ok_or_else(no_executor)?;
-        let event = if grant.state == State::Reserved {
-            Event::Confirm
-        } else {
-            Event::Renew
-        };
+        let event = if grant.state == State::Reserved { Event::Confirm } else { Event::Renew };
         grant.state.step(event).map_err(|_| no_executor())?;
-        grant.held_until = grant
-            .held_until
-            .max(clock::held_until(executor.received, ttl));
+        grant.held_until = grant.held_until.max(clock::held_until(executor.received, ttl));
         grant.cores = cores.min(executor.cores);
         grant.memory_bytes = memory_bytes.min(executor.memory_bytes);
-        let Grant {
-            epoch,
-            held_until,
-            cores,
-            memory_bytes,
-            ..
-        } = *grant;
-        Ok(Granted {
-            epoch,
-            answers_seq: executor.seq,
-            ttl,
-            cores,
-            memory_bytes,
-            held_until,
-        })
+        let Grant { epoch, held_until, cores, memory_bytes, .. } = *grant;
+        Ok(Granted { epoch, answers_seq: executor.seq, ttl, cores, memory_bytes, held_until })
     }
 
     /// Sets a slice aside and drafts its token. Persist the lease, then call [`Issuer::persisted`] or
@@ -277,29 +229,15 @@ impl Issuer {
         let known = self.nodes.get(node).ok_or_else(no_grant)?;
         let (executor, (boot, instance)) =
             known.executor.zip(known.identity).ok_or_else(no_grant)?;
-        let grant = known
-            .grants
-            .last()
-            .filter(|grant| grant.state == State::Live && !grant.lapsed(now));
+        let grant =
+            known.grants.last().filter(|grant| grant.state == State::Live && !grant.lapsed(now));
         let grant = grant.ok_or_else(no_grant)?;
         let epoch = grant.epoch;
         let free = self.free(node).ok_or_else(no_grant)?;
-        let Request {
-            uid,
-            gid,
-            cores,
-            memory_bytes,
-            ttl,
-            client_key,
-        } = *request;
+        let Request { uid, gid, cores, memory_bytes, ttl, client_key } = *request;
         if cores == 0 || cores > free.cores || memory_bytes > free.memory_bytes {
             let node = node.clone();
-            return Err(ReserveError::Room {
-                node,
-                cores,
-                memory_bytes,
-                free,
-            });
+            return Err(ReserveError::Room { node, cores, memory_bytes, free });
         }
         let id = take(&mut self.next.lease, self.reserved.lease)
             .map(LeaseId)
@@ -345,20 +283,14 @@ impl Issuer {
     /// if it was ended meanwhile; then the client must be refused too.
     pub fn persisted(&mut self, now: Stamp, id: LeaseId) -> Result<Duration, PersistedError> {
         let lease = self.leases.get_mut(&id).ok_or(PersistedError(id))?;
-        lease
-            .state
-            .step(Event::Confirm)
-            .map_err(|_| PersistedError(id))?;
+        lease.state.step(Event::Confirm).map_err(|_| PersistedError(id))?;
         let lease = &self.leases[&id];
         Ok(self.safe_for(now, lease))
     }
 
     /// The reserved lease could not be stored: its slice is free at once, since nobody was told.
     pub fn abandon(&mut self, id: LeaseId) {
-        let reserved = self
-            .leases
-            .get(&id)
-            .is_some_and(|lease| lease.state == State::Reserved);
+        let reserved = self.leases.get(&id).is_some_and(|lease| lease.state == State::Reserved);
         if reserved {
             self.finish(vec![id], Event::Abandon, EndReason::Released);
         }
@@ -381,11 +313,7 @@ impl Issuer {
             return None;
         }
         let reason = *lease.ending.get_or_insert(reason);
-        Some(LeaseEnding {
-            lease: id,
-            node: lease.node.clone(),
-            reason,
-        })
+        Some(LeaseEnding { lease: id, node: lease.node.clone(), reason })
     }
 
     /// The node shall be vacated: its grant and leases end, and no more of its epoch is issued. Says what to tell the
@@ -412,10 +340,7 @@ impl Issuer {
         id: LeaseId,
         reason: EndReason,
     ) -> Option<Ended> {
-        let ours = self
-            .leases
-            .get(&id)
-            .is_some_and(|lease| lease.node == *node);
+        let ours = self.leases.get(&id).is_some_and(|lease| lease.node == *node);
         if !ours {
             return None;
         }
@@ -441,22 +366,15 @@ impl Issuer {
     /// Ends the grants, with their leases, whose end on their executor has surely passed.
     pub fn tick(&mut self, now: Stamp) -> Vec<Ended> {
         let due = |node: &Node| node.grants.iter().any(|grant| grant.lapsed(now));
-        let due: Vec<NodeName> = self
-            .nodes
-            .iter()
-            .filter(|(_, node)| due(node))
-            .map(|(name, _)| name.clone())
-            .collect();
+        let due: Vec<NodeName> =
+            self.nodes.iter().filter(|(_, node)| due(node)).map(|(name, _)| name.clone()).collect();
         due.iter().flat_map(|node| self.lapse(now, node)).collect()
     }
 
     /// When [`Issuer::tick`] has something to do next.
     pub fn next_deadline(&self) -> Option<Stamp> {
         let grants = self.nodes.values().flat_map(|node| &node.grants);
-        grants
-            .filter(|grant| grant.state != State::Reserved)
-            .map(|grant| grant.held_until)
-            .min()
+        grants.filter(|grant| grant.state != State::Reserved).map(|grant| grant.held_until).min()
     }
 
     /// What a new lease can get on the node now: the grant less everything that is not surely gone, of whatever epoch.
@@ -464,10 +382,7 @@ impl Issuer {
     pub fn free(&self, node: &NodeName) -> Option<Free> {
         let known = self.nodes.get(node)?;
         known.executor?;
-        let grant = known
-            .grants
-            .last()
-            .filter(|grant| grant.state == State::Live)?;
+        let grant = known.grants.last().filter(|grant| grant.state == State::Live)?;
         let leases = || known.leases.iter().filter_map(|id| self.leases.get(id));
         let cores_used: u32 = leases().map(|lease| lease.cores).sum();
         let memory_used: u64 = leases().map(|lease| lease.memory_bytes).sum();
@@ -512,9 +427,7 @@ impl Issuer {
             known.and_then(|known| known.grants.iter().find(|grant| grant.epoch == lease.epoch));
         let grant_left = grant.map_or(Duration::ZERO, |grant| grant.held_until.since(now));
         let grant_left = clock::at_least(grant_left.saturating_sub(clock::DRIFT_BASE));
-        let executor_now = executor
-            .stamp
-            .after(clock::at_most(now.since(executor.received)));
+        let executor_now = executor.stamp.after(clock::at_most(now.since(executor.received)));
         grant_left.min(lease.expires.since(executor_now))
     }
 
@@ -524,10 +437,7 @@ impl Issuer {
             return Vec::new();
         };
         let leases = known.leases.iter().filter_map(|id| self.leases.get(id));
-        leases
-            .filter(|lease| which(lease))
-            .map(|lease| lease.id)
-            .collect()
+        leases.filter(|lease| which(lease)).map(|lease| lease.id).collect()
     }
 
     /// Takes leases to their end and out of the book. The reason that was first given stands.
@@ -552,17 +462,10 @@ impl Issuer {
                         .any(|id| self.leases.get(id).is_some_and(|l| l.epoch == epoch))
                 };
                 let last = known.grants.last().map(|grant| grant.epoch);
-                known
-                    .grants
-                    .retain(|grant| Some(grant.epoch) == last || !empty(grant.epoch));
+                known.grants.retain(|grant| Some(grant.epoch) == last || !empty(grant.epoch));
             }
             let reason = lease.ending.unwrap_or(reason);
-            ended.push(Ended {
-                lease: id,
-                node: lease.node,
-                epoch: lease.epoch,
-                reason,
-            });
+            ended.push(Ended { lease: id, node: lease.node, epoch: lease.epoch, reason });
         }
         ended
     }
@@ -589,13 +492,7 @@ impl Issuer {
         self.end_grants(node);
         let known = self.nodes.get_mut(node)?;
         let state = State::Reserved;
-        known.grants.push(Grant {
-            epoch,
-            state,
-            held_until: Stamp(0),
-            cores: 0,
-            memory_bytes: 0,
-        });
+        known.grants.push(Grant { epoch, state, held_until: Stamp(0), cores: 0, memory_bytes: 0 });
         Some(epoch)
     }
 
@@ -608,11 +505,8 @@ impl Issuer {
         for id in self.leases_of(node, |lease| grants.contains(&lease.epoch)) {
             self.end(id, EndReason::ExecutorLost);
         }
-        let left: BTreeSet<Epoch> = self
-            .leases_of(node, |_| true)
-            .iter()
-            .map(|id| self.leases[id].epoch)
-            .collect();
+        let left: BTreeSet<Epoch> =
+            self.leases_of(node, |_| true).iter().map(|id| self.leases[id].epoch).collect();
         let Some(known) = self.nodes.get_mut(node) else {
             return;
         };

@@ -46,14 +46,8 @@ pub enum Event {
 pub const STATES: [State; 4] = [State::Reserved, State::Live, State::Ending, State::Ended];
 
 /// Every event, in order.
-pub const EVENTS: [Event; 6] = [
-    Event::Confirm,
-    Event::Abandon,
-    Event::Renew,
-    Event::End,
-    Event::Gone,
-    Event::Lapse,
-];
+pub const EVENTS: [Event; 6] =
+    [Event::Confirm, Event::Abandon, Event::Renew, Event::End, Event::Gone, Event::Lapse];
 
 /// An event that makes no sense in a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -30,9 +30,7 @@ impl NodeDigest {
 
 impl fmt::Debug for NodeDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0[..4]
-            .iter()
-            .try_for_each(|byte| write!(f, "{byte:02x}"))
+        self.0[..4].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -186,8 +184,7 @@ pub fn verify_signature(bytes: &[u8], key: &VerifyingKey) -> Result<Claims, Toke
         return Err(malformed);
     }
     let signature = Signature::from_bytes(&field(token, SIGNED_LEN));
-    key.verify_strict(&token[..SIGNED_LEN], &signature)
-        .map_err(|_| TokenError::Forged)?;
+    key.verify_strict(&token[..SIGNED_LEN], &signature).map_err(|_| TokenError::Forged)?;
     Ok(Claims::decode(token))
 }
 
@@ -202,11 +199,7 @@ impl Claims {
             return Err(TokenError::Boot { lease });
         }
         if self.epoch != expected.epoch || self.epoch == Epoch(0) {
-            return Err(TokenError::Epoch {
-                lease,
-                token: self.epoch,
-                serving: expected.epoch,
-            });
+            return Err(TokenError::Epoch { lease, token: self.epoch, serving: expected.epoch });
         }
         if expected.now >= self.expires {
             let late_ms = expected.now.since(self.expires).as_millis() as u64;

@@ -45,10 +45,7 @@ mod tests {
         let count = OVER_MAX as u64 + 1000;
         (0..count).for_each(|n| over.insert(told(n)));
         assert!((0..count).all(|n| over.contains(told(n))));
-        assert!(
-            !over.contains(LeaseId(2 * count + 9)),
-            "a lease above the floor is not refused"
-        );
+        assert!(!over.contains(LeaseId(2 * count + 9)), "a lease above the floor is not refused");
         assert!(over.leases.len() <= OVER_MAX);
     }
 }

@@ -24,53 +24,29 @@ impl Issuer {
         if !resumed && self.next.epoch >= self.reserved.epoch {
             return Err(JoinError::Numbers);
         }
-        let Join {
-            boot,
-            instance,
-            stamp,
-            cores,
-            memory_bytes,
-            ..
-        } = *join;
+        let Join { boot, instance, stamp, cores, memory_bytes, .. } = *join;
         let known = self.nodes.entry(node.clone()).or_default();
         let rebooted = known.identity.is_some_and(|(known, _)| known != boot);
         known.identity = Some((boot, instance));
         known.newest_stamp = stamp;
-        known.executor = Some(Executor {
-            cores,
-            memory_bytes,
-            seq: 0,
-            stamp,
-            received: now,
-        });
+        known.executor = Some(Executor { cores, memory_bytes, seq: 0, stamp, received: now });
         if resumed {
             let revoke = self.endings(node);
-            return Ok(Joined {
-                epoch: join.resume_epoch,
-                resumed,
-                revoke,
-                ended,
-            });
+            return Ok(Joined { epoch: join.resume_epoch, resumed, revoke, ended });
         }
         if join.resume_epoch == Epoch(0) || rebooted {
             let all = self.leases_of(node, |_| true);
             ended.extend(self.finish(all, Event::Gone, EndReason::ExecutorLost));
         }
         let epoch = self.begin_epoch(node).ok_or(JoinError::Numbers)?;
-        Ok(Joined {
-            epoch,
-            resumed,
-            revoke: Vec::new(),
-            ended,
-        })
+        Ok(Joined { epoch, resumed, revoke: Vec::new(), ended })
     }
 
     /// A registration that came late or twice would free what is held: its stamp is not newer than what came since.
     fn refuse_replay(&self, node: &NodeName, join: &Join) -> Result<(), JoinError> {
         let known = self.nodes.get(node);
-        let same_boot = known
-            .and_then(|known| known.identity)
-            .is_some_and(|(boot, _)| boot == join.boot);
+        let same_boot =
+            known.and_then(|known| known.identity).is_some_and(|(boot, _)| boot == join.boot);
         if same_boot && known.is_some_and(|known| join.stamp <= known.newest_stamp) {
             return Err(JoinError::Replayed { node: node.clone() });
         }
@@ -82,10 +58,7 @@ impl Issuer {
             return false;
         };
         let same = known.identity == Some((join.boot, join.instance));
-        let grant = known
-            .grants
-            .last()
-            .filter(|grant| grant.epoch == join.resume_epoch);
+        let grant = known.grants.last().filter(|grant| grant.epoch == join.resume_epoch);
         same && grant.is_some_and(|grant| matches!(grant.state, State::Live | State::Reserved))
     }
 
