@@ -145,6 +145,11 @@ pub enum JoinRefusal {
         "the harvester's store does not take records now, and a registration needs one: see the harvester's store error; it is tried again when the executor dials again"
     )]
     Store,
+    /// Not a node of this cluster.
+    #[error(
+        "Slurm has no node of this name, or has not been seen yet: start the executor with the node's name in Slurm (--node)"
+    )]
+    NoSuchNode,
     /// It came late or twice.
     #[error("the registration is older than what the node has sent since: register again")]
     Replayed,

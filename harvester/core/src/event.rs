@@ -257,19 +257,9 @@ impl Trigger {
     /// The trigger with that number on the wire.
     pub fn from_number(number: i32) -> Option<Self> {
         use Trigger::*;
-        [
-            Prolog,
-            HookAlone,
-            Poll,
-            GrantEnd,
-            Drain,
-            SwitchOff,
-            AgentDead,
-            KeeperStart,
-            Shutdown,
-        ]
-        .into_iter()
-        .find(|trigger| *trigger as i32 == number)
+        [Prolog, HookAlone, Poll, GrantEnd, Drain, SwitchOff, AgentDead, KeeperStart, Shutdown]
+            .into_iter()
+            .find(|trigger| *trigger as i32 == number)
     }
 
     /// Why the leases of that node ended.

@@ -143,10 +143,7 @@ const FORBIDDING: &[(Flags, &str)] = &[
 
 impl NodeState {
     /// Idle, with nothing added.
-    pub const IDLE: Self = Self {
-        base: Base::Idle,
-        flags: Flags::NONE,
-    };
+    pub const IDLE: Self = Self { base: Base::Idle, flags: Flags::NONE };
 
     /// Reads `IDLE+DRAIN+CLOUD` as `scontrol` writes it, and `idle*` or `draining` as `sinfo` does. Whatever is not
     /// understood becomes [`Flags::UNKNOWN`], so that the node is left alone.
@@ -188,9 +185,7 @@ impl NodeState {
 
     /// Why a node in this state may never be touched, whatever the policy: the word that forbids it.
     pub fn untouchable(self) -> Option<&'static str> {
-        let forbidding = FORBIDDING
-            .iter()
-            .find(|(flag, _)| self.flags.contains(*flag));
+        let forbidding = FORBIDDING.iter().find(|(flag, _)| self.flags.contains(*flag));
         forbidding.map(|(_, word)| *word).or(match self.base {
             Base::Idle | Base::Allocated | Base::Mixed => None,
             Base::Down => Some("DOWN"),
@@ -215,11 +210,7 @@ impl fmt::Display for NodeState {
         let shown = [(Flags::PLANNED, "PLANNED"), (Flags::CLOUD, "CLOUD")];
         for (flag, word) in FORBIDDING.iter().chain(&shown) {
             if self.flags.contains(*flag) {
-                let word = if *flag == Flags::UNKNOWN {
-                    "UNKNOWN_FLAG"
-                } else {
-                    word
-                };
+                let word = if *flag == Flags::UNKNOWN { "UNKNOWN_FLAG" } else { word };
                 write!(f, "+{word}")?;
             }
         }

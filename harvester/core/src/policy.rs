@@ -105,14 +105,22 @@ impl Policy {
     /// Whether the site offers this node at all.
     pub fn opts_in(&self, node: &NodeView) -> bool {
         self.nodes.contains(&node.name)
-            || node
-                .partitions
-                .iter()
-                .any(|name| self.partitions.contains(name))
-            || node
-                .features
-                .iter()
-                .any(|name| self.features.contains(name))
+            || node.partitions.iter().any(|name| self.partitions.contains(name))
+            || node.features.iter().any(|name| self.features.contains(name))
+    }
+
+    /// What is opted in, for people.
+    pub(crate) fn offer(&self) -> String {
+        let named = |what: &str, names: Vec<&str>| {
+            (!names.is_empty()).then(|| format!("{what} {}", names.join(", ")))
+        };
+        let offers = [
+            named("partitions", self.partitions.iter().map(String::as_str).collect()),
+            named("nodes", self.nodes.iter().map(NodeName::as_str).collect()),
+            named("features", self.features.iter().map(String::as_str).collect()),
+        ];
+        let offers: Vec<String> = offers.into_iter().flatten().collect();
+        if offers.is_empty() { "nothing".into() } else { offers.join("; ") }
     }
 
     /// Whether this user may drain, resume and switch off.
@@ -121,7 +129,10 @@ impl Policy {
     }
 
     /// What the policy names and the cluster does not have, one sentence each.
-    pub fn unknown_names(&self, nodes: &[NodeView]) -> Vec<String> {
+    pub fn unknown_names<'a>(
+        &self,
+        nodes: impl Iterator<Item = &'a NodeView> + Clone,
+    ) -> Vec<String> {
         let mut warnings = Vec::new();
         let mut missing = |kind: &str, name: &str, list: &str| {
             warnings.push(format!(
@@ -130,17 +141,17 @@ impl Policy {
             ));
         };
         for name in &self.partitions {
-            if !nodes.iter().any(|node| node.partitions.contains(name)) {
+            if !nodes.clone().any(|node| node.partitions.contains(name)) {
                 missing("partition", name, "partitions");
             }
         }
         for name in &self.nodes {
-            if !nodes.iter().any(|node| node.name == *name) {
+            if !nodes.clone().any(|node| node.name == *name) {
                 missing("node", name.as_str(), "nodes");
             }
         }
         for name in &self.features {
-            if !nodes.iter().any(|node| node.features.contains(name)) {
+            if !nodes.clone().any(|node| node.features.contains(name)) {
                 missing("feature", name, "features");
             }
         }

@@ -40,7 +40,7 @@ pub enum Record {
     Numbers(Numbers),
     /// A lease was issued.
     Lease(LeaseRecord),
-    /// A lease was renewed until then, on its executor's clock.
+    /// A lease was renewed until then, on its executor's clock. The latest moment counts, not the latest record.
     LeaseRenewed {
         /// Which.
         lease: LeaseId,
@@ -94,7 +94,7 @@ pub enum Record {
         /// `None`: seen. Else why not, for people.
         gap: Option<String>,
     },
-    /// The harvester of that term was alive then; replaces the older one of the term.
+    /// The harvester of that term was alive then. The latest moment of a term counts, not the latest record.
     Alive {
         /// Which.
         term: Term,

@@ -140,6 +140,30 @@ pub enum Refusal {
         /// The store's error.
         error: String,
     },
+    /// An admin's command could not be stored and was not carried out.
+    #[error(
+        "this could not be stored, so nothing was changed: {error}; try again once the harvester's store takes records"
+    )]
+    NotStored {
+        /// The store's error.
+        error: String,
+    },
+    /// An admin's command is carried out and could not be stored.
+    #[error(
+        "this is in effect, but could not be stored and will be forgotten when the harvester restarts: {error}; repeat it once the harvester's store takes records"
+    )]
+    Forgotten {
+        /// The store's error.
+        error: String,
+    },
+    /// The node of a lease has not been heard from since the harvester restarted.
+    #[error(
+        "the executor of {node}, where this request's lease is, has not come back since the harvester restarted: try again in a moment"
+    )]
+    Rejoining {
+        /// The node.
+        node: NodeName,
+    },
     /// No lease id is left, since the store fails.
     #[error(
         "no lease can be given because the harvester's store does not take records ({error}): try again later"
@@ -253,7 +277,8 @@ impl std::fmt::Display for NoRoom {
             )?;
         }
         for (number, why) in &self.others {
-            write!(f, "; {number} {}: {why}", nodes(*number))?;
+            let is = if *number == 1 { "is" } else { "are" };
+            write!(f, "; {number} {} {is} {why}", nodes(*number))?;
         }
         match self.next {
             Some(Expected { unix_s, job }) => {
@@ -265,11 +290,7 @@ impl std::fmt::Display for NoRoom {
 }
 
 fn count(number: u32, what: &str) -> String {
-    if number == 1 {
-        format!("1 {what}")
-    } else {
-        format!("{number} {what}s")
-    }
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
 /// Bytes in the largest unit that leaves no fraction, or with one digit.
@@ -303,6 +324,9 @@ impl Refusal {
             | Self::SwitchedOff { .. }
             | Self::Stale { .. }
             | Self::Store { .. }
+            | Self::NotStored { .. }
+            | Self::Forgotten { .. }
+            | Self::Rejoining { .. }
             | Self::Numbers { .. } => RefusalKind::Unavailable,
         }
     }
