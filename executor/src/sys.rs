@@ -15,11 +15,7 @@ use std::{
 
 /// A call's return value, or the system's error.
 fn check(value: libc::c_int) -> io::Result<libc::c_int> {
-    if value < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(value)
-    }
+    if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }
 
 /// Both ends of a Unix seqpacket socket, close-on-exec, non-blocking.
@@ -30,6 +26,17 @@ pub fn seqpacket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     check(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()) })?;
     // SAFETY: the call succeeded, so both are open and nobody else owns them.
     Ok(unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) })
+}
+
+/// The next connection of a listening socket, close-on-exec, non-blocking.
+pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: the peer's address is not asked for.
+    let fd = check(unsafe {
+        libc::accept4(listener.as_raw_fd(), ptr::null_mut(), ptr::null_mut(), flags)
+    })?;
+    // SAFETY: the call succeeded, so the descriptor is open and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Room for one descriptor in a control message, aligned for its header.
@@ -45,10 +52,7 @@ pub fn send_with_fd(
     bytes: &[u8],
     fd: Option<BorrowedFd<'_>>,
 ) -> io::Result<()> {
-    let mut part = libc::iovec {
-        iov_base: bytes.as_ptr() as *mut _,
-        iov_len: bytes.len(),
-    };
+    let mut part = libc::iovec { iov_base: bytes.as_ptr() as *mut _, iov_len: bytes.len() };
     let mut control = Control([0; CONTROL_LEN]);
     // SAFETY: all-zero is a valid msghdr.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
@@ -82,10 +86,7 @@ pub fn recv_with_fd(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],
 ) -> io::Result<(usize, Option<OwnedFd>)> {
-    let mut part = libc::iovec {
-        iov_base: bytes.as_mut_ptr().cast(),
-        iov_len: bytes.len(),
-    };
+    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     let mut control = Control([0; CONTROL_LEN]);
     // SAFETY: all-zero is a valid msghdr.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
@@ -119,10 +120,7 @@ pub fn boottime_ns() -> u64 {
 }
 
 fn clock_ns(clock: libc::clockid_t) -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is writable for the call. The clocks that are asked for exist on every supported kernel.
     unsafe { libc::clock_gettime(clock, &mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
@@ -177,15 +175,8 @@ pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
 pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: libc::c_int) -> io::Result<()> {
     let none = ptr::null::<libc::siginfo_t>();
     // SAFETY: a null siginfo is allowed.
-    let sent = unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_raw_fd(),
-            signal,
-            none,
-            0,
-        )
-    };
+    let sent =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, none, 0) };
     match check(sent as libc::c_int) {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
         result => result.map(drop),
@@ -242,20 +233,11 @@ impl Program {
     /// The executable is a descriptor, so that an upgrade of the file does not mix two versions.
     pub fn new(executable: OwnedFd, arguments: Vec<CString>, environment: Vec<CString>) -> Self {
         let list = |words: &[CString]| -> Vec<*const libc::c_char> {
-            words
-                .iter()
-                .map(|word| word.as_ptr())
-                .chain([ptr::null()])
-                .collect()
+            words.iter().map(|word| word.as_ptr()).chain([ptr::null()]).collect()
         };
         let (arguments_list, environment_list) = (list(&arguments), list(&environment));
         let words = arguments.into_iter().chain(environment).collect();
-        Self {
-            executable,
-            _words: words,
-            arguments: arguments_list,
-            environment: environment_list,
-        }
+        Self { executable, _words: words, arguments: arguments_list, environment: environment_list }
     }
 }
 
@@ -405,4 +387,45 @@ unsafe fn write_file(path: &CStr, bytes: &[u8]) {
 pub fn watch(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open and the same descriptor for as long as the runtime holds it.
     unsafe { tokio::io::unix::AsyncFd::register(fd) }.map_err(io::Error::from)
+}
+
+/// Descriptors to wait for, in a table of fixed size.
+#[derive(Debug)]
+pub struct Waits<const N: usize> {
+    fds: [libc::pollfd; N],
+    len: usize,
+}
+
+impl<const N: usize> Default for Waits<N> {
+    fn default() -> Self {
+        Self { fds: [libc::pollfd { fd: -1, events: libc::POLLIN, revents: 0 }; N], len: 0 }
+    }
+}
+
+impl<const N: usize> Waits<N> {
+    /// Adds a descriptor; beyond `N` it is left out, and is looked at when one of the others wakes.
+    pub fn push(&mut self, fd: BorrowedFd<'_>) {
+        if let Some(place) = self.fds.get_mut(self.len) {
+            place.fd = fd.as_raw_fd();
+            self.len += 1;
+        }
+    }
+
+    /// Sleeps until one of them can be read or is closed, at most `bound_ns` (`None`: for ever). Returns how many; a
+    /// signal counts as none.
+    pub fn wait(&mut self, bound_ns: Option<u64>) -> io::Result<usize> {
+        let bound = bound_ns.map(|ns| libc::timespec {
+            tv_sec: (ns / 1_000_000_000).min(i32::MAX as u64) as libc::time_t,
+            tv_nsec: (ns % 1_000_000_000) as libc::c_long,
+        });
+        let bound = bound.as_ref().map_or(ptr::null(), ptr::from_ref);
+        // SAFETY: the first `len` entries are initialised and writable; the bound outlives the call.
+        let ready = unsafe {
+            libc::ppoll(self.fds.as_mut_ptr(), self.len as libc::nfds_t, bound, ptr::null())
+        };
+        match check(ready) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+            result => result.map(|ready| ready as usize),
+        }
+    }
 }

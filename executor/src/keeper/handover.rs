@@ -36,15 +36,7 @@ impl Become {
     /// A hand-over without cores yet.
     pub fn new(lease_id: LeaseId, uid: u32, gid: u32, memory_bytes: u64, limit_self: bool) -> Self {
         let cores = [0; LEASE_CORES_MAX];
-        Self {
-            lease_id,
-            uid,
-            gid,
-            memory_bytes,
-            limit_self,
-            cores,
-            cores_len: 0,
-        }
+        Self { lease_id, uid, gid, memory_bytes, limit_self, cores, cores_len: 0 }
     }
 
     /// The CPUs to pin threads to, one a thread. One CPU may stand there more than once if the node offers more cores
@@ -86,13 +78,7 @@ impl Become {
         let half = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let word = |at: usize| u32::from(half(at)) | u32::from(half(at + 2)) << 16;
         let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
-        let mut read = Self::new(
-            LeaseId(long(8)),
-            word(16),
-            word(20),
-            long(24),
-            bytes[4] != 0,
-        );
+        let mut read = Self::new(LeaseId(long(8)), word(16), word(20), long(24), bytes[4] != 0);
         let valid = bytes[..4] == MAGIC && read.uid != 0 && read.gid != 0;
         let count = usize::from(half(6));
         let pushed = (0..count)
@@ -124,10 +110,7 @@ impl Confined {
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; CONFINED_LEN] = bytes.try_into().ok()?;
         let word = |at: usize| [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
-        let read = Self {
-            step: u32::from_le_bytes(word(4)),
-            errno: i32::from_le_bytes(word(8)),
-        };
+        let read = Self { step: u32::from_le_bytes(word(4)), errno: i32::from_le_bytes(word(8)) };
         (bytes[..4] == MAGIC).then_some(read)
     }
 }

@@ -311,22 +311,11 @@ impl Order {
     pub fn encode(&self) -> [u8; IPC_LEN] {
         match *self {
             Self::Grant { epoch, until_ns } => Writer::new(1).put(epoch).put(until_ns),
-            Self::Start {
-                lease_id,
-                epoch,
-                uid,
-                gid,
-                cores,
-                memory_bytes,
-                deadline_ns,
-            } => {
+            Self::Start { lease_id, epoch, uid, gid, cores, memory_bytes, deadline_ns } => {
                 let ids = Writer::new(2).put(lease_id).put(epoch).put(uid).put(gid);
                 ids.put(cores).put(memory_bytes).put(deadline_ns)
             }
-            Self::Extend {
-                lease_id,
-                deadline_ns,
-            } => Writer::new(3).put(lease_id).put(deadline_ns),
+            Self::Extend { lease_id, deadline_ns } => Writer::new(3).put(lease_id).put(deadline_ns),
             Self::Stop { lease_id } => Writer::new(4).put(lease_id),
             Self::Vacate { trigger } => Writer::new(5).put(trigger as u8),
         }
@@ -337,10 +326,7 @@ impl Order {
     pub fn decode(bytes: &[u8; IPC_LEN]) -> Result<Self, BadRecord> {
         let (kind, mut from) = Reader::new(bytes)?;
         Ok(match kind {
-            1 => Self::Grant {
-                epoch: from.long(),
-                until_ns: from.long(),
-            },
+            1 => Self::Grant { epoch: from.long(), until_ns: from.long() },
             2 => Self::Start {
                 lease_id: from.long(),
                 epoch: from.long(),
@@ -350,16 +336,9 @@ impl Order {
                 memory_bytes: from.long(),
                 deadline_ns: from.long(),
             },
-            3 => Self::Extend {
-                lease_id: from.long(),
-                deadline_ns: from.long(),
-            },
-            4 => Self::Stop {
-                lease_id: from.long(),
-            },
-            5 => Self::Vacate {
-                trigger: from.trigger()?,
-            },
+            3 => Self::Extend { lease_id: from.long(), deadline_ns: from.long() },
+            4 => Self::Stop { lease_id: from.long() },
+            5 => Self::Vacate { trigger: from.trigger()? },
             _ => return Err(BadRecord),
         })
     }
@@ -369,52 +348,28 @@ impl Notice {
     /// The notice as it travels.
     pub fn encode(&self) -> [u8; IPC_LEN] {
         match *self {
-            Self::Welcome {
-                hold_job_id,
-                leases_max,
-            } => Writer::new(1).put(hold_job_id).put(leases_max),
+            Self::Welcome { hold_job_id, leases_max } => {
+                Writer::new(1).put(hold_job_id).put(leases_max)
+            }
             Self::Started { lease_id, pid } => Writer::new(2).put(lease_id).put(pid),
-            Self::StartFailed {
-                lease_id,
-                refusal,
-                errno,
-                step,
-            } => {
+            Self::StartFailed { lease_id, refusal, errno, step } => {
                 let head = Writer::new(3).put(lease_id).put(refusal as u8);
                 head.put(errno as u32).put(step)
             }
-            Self::Gone {
-                lease_id,
-                end,
-                cpu_ns,
-                memory_peak_bytes,
-            } => {
+            Self::Gone { lease_id, end, cpu_ns, memory_peak_bytes } => {
                 let (kind, value) = end.parts();
                 let head = Writer::new(4).put(lease_id).put(kind).put(value as u32);
                 head.put(cpu_ns).put(memory_peak_bytes)
             }
-            Self::Fenced {
-                trigger,
-                epoch,
-                job_id,
-                stamp_ns,
-            } => Writer::new(5)
-                .put(trigger as u8)
-                .put(epoch)
-                .put(job_id)
-                .put(stamp_ns),
+            Self::Fenced { trigger, epoch, job_id, stamp_ns } => {
+                Writer::new(5).put(trigger as u8).put(epoch).put(job_id).put(stamp_ns)
+            }
             Self::Vacated(record) => {
                 let mut out = Writer::new(6);
                 out.bytes[8..8 + VACATE_LEN].copy_from_slice(&record.encode());
                 out
             }
-            Self::JobEvent {
-                ended,
-                job_id,
-                job_uid,
-                stamp_ns,
-                hook_us,
-            } => {
+            Self::JobEvent { ended, job_id, job_uid, stamp_ns, hook_us } => {
                 let head = Writer::new(7).put(ended).put(job_id).put(job_uid);
                 head.put(stamp_ns).put(hook_us)
             }
@@ -426,14 +381,8 @@ impl Notice {
     pub fn decode(bytes: &[u8; IPC_LEN]) -> Result<Self, BadRecord> {
         let (kind, mut from) = Reader::new(bytes)?;
         Ok(match kind {
-            1 => Self::Welcome {
-                hold_job_id: from.word()?,
-                leases_max: from.word()?,
-            },
-            2 => Self::Started {
-                lease_id: from.long(),
-                pid: from.word()?,
-            },
+            1 => Self::Welcome { hold_job_id: from.word()?, leases_max: from.word()? },
+            2 => Self::Started { lease_id: from.long(), pid: from.word()? },
             3 => Self::StartFailed {
                 lease_id: from.long(),
                 refusal: StartRefusal::decode(from.byte()?)?,
@@ -560,10 +509,7 @@ mod tests {
     #[test]
     fn a_notice_brings_its_descriptor() {
         let (keeper, agent) = Socket::pair().unwrap();
-        let notice = Notice::Started {
-            lease_id: 7,
-            pid: 8,
-        };
+        let notice = Notice::Started { lease_id: 7, pid: 8 };
         keeper.notify(&notice, Some(keeper.as_fd())).unwrap();
         let (got, fd) = agent.notice().unwrap();
         assert_eq!(got, notice);
@@ -571,20 +517,13 @@ mod tests {
         let empty = agent.notice().unwrap_err();
         assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
         drop(keeper);
-        assert_eq!(
-            agent.notice().unwrap_err().kind(),
-            io::ErrorKind::UnexpectedEof
-        );
+        assert_eq!(agent.notice().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]
     fn negative_numbers_travel() {
-        let notice = Notice::Gone {
-            lease_id: 1,
-            end: End::Exited(-1),
-            cpu_ns: 2,
-            memory_peak_bytes: 3,
-        };
+        let notice =
+            Notice::Gone { lease_id: 1, end: End::Exited(-1), cpu_ns: 2, memory_peak_bytes: 3 };
         assert_eq!(Notice::decode(&notice.encode()), Ok(notice));
     }
 }

@@ -42,10 +42,7 @@ impl Reader {
         let journal = File::open(run_dir.join(VACATES_FILE))?;
         let path = run_dir.join(ACKNOWLEDGED_FILE);
         let acknowledged = OpenOptions::new().read(true).write(true).open(path)?;
-        Ok(Self {
-            journal,
-            acknowledged,
-        })
+        Ok(Self { journal, acknowledged })
     }
 
     /// The records that are not acknowledged yet, oldest first.
@@ -97,20 +94,12 @@ impl Appender {
     /// Opens the journal, makes it if there is none, and empties it if all of it was acknowledged.
     pub fn open(run_dir: &Path) -> io::Result<Self> {
         let mut options = OpenOptions::new();
-        let journal = options
-            .append(true)
-            .create(true)
-            .mode(0o644)
-            .open(run_dir.join(VACATES_FILE))?;
+        let journal =
+            options.append(true).create(true).mode(0o644).open(run_dir.join(VACATES_FILE))?;
         let path = run_dir.join(ACKNOWLEDGED_FILE);
         let mut options = OpenOptions::new();
-        let acknowledged = options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o644)
-            .open(path)?;
+        let acknowledged =
+            options.read(true).write(true).create(true).truncate(false).mode(0o644).open(path)?;
         if position(&acknowledged)? >= journal.metadata()?.len() {
             // The position first: a crash between the two reports all again and loses nothing.
             acknowledged.set_len(0)?;

@@ -160,12 +160,7 @@ fn is(index: u8, value: u64) -> Result<Condition, seccompiler::BackendError> {
 
 /// Condition: the low 32 bits of argument `index`, under `mask`, equal `value`. The kernel reads an int the same way.
 fn bits(index: u8, mask: c_int, value: c_int) -> Result<Condition, seccompiler::BackendError> {
-    Condition::new(
-        index,
-        Len::Dword,
-        Op::MaskedEq(u64::from(mask as u32)),
-        u64::from(value as u32),
-    )
+    Condition::new(index, Len::Dword, Op::MaskedEq(u64::from(mask as u32)), u64::from(value as u32))
 }
 
 /// Condition: argument `index`, an int, equals `value`.
@@ -185,50 +180,26 @@ fn rule<const N: usize>(
 /// Calls that are allowed with some arguments only. `tgid` is the worker's own, as it sees itself.
 fn conditional(tgid: u32) -> Result<Rules, seccompiler::BackendError> {
     let either = |index, values: &[c_int]| -> Result<Vec<_>, seccompiler::BackendError> {
-        values
-            .iter()
-            .map(|&value| rule([int(index, value)]))
-            .collect()
+        values.iter().map(|&value| rule([int(index, value)])).collect()
     };
-    let descriptor = [
-        libc::F_GETFD,
-        libc::F_SETFD,
-        libc::F_GETFL,
-        libc::F_SETFL,
-        libc::F_DUPFD_CLOEXEC,
-    ];
-    let request = [
-        libc::FIONBIO as c_int,
-        libc::FIONREAD as c_int,
-        libc::TCGETS as c_int,
-    ];
+    let descriptor =
+        [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC];
+    let request = [libc::FIONBIO as c_int, libc::FIONREAD as c_int, libc::TCGETS as c_int];
     let named = [libc::PR_SET_NAME, libc::PR_GET_NAME, PR_SET_VMA];
     let tcp = [libc::TCP_NODELAY, libc::TCP_QUICKACK];
     let tcp = tcp.map(|option| rule([int(1, libc::IPPROTO_TCP), int(2, option)]));
     Ok(vec![
-        (
-            libc::SYS_clone,
-            vec![rule([bits(0, THREAD | NAMESPACES, THREAD)])?],
-        ),
+        (libc::SYS_clone, vec![rule([bits(0, THREAD | NAMESPACES, THREAD)])?]),
         (libc::SYS_tgkill, vec![rule([int(0, tgid as c_int)])?]),
-        (
-            libc::SYS_openat,
-            vec![rule([bits(2, OPEN_CHANGES, libc::O_RDONLY)])?],
-        ),
+        (libc::SYS_openat, vec![rule([bits(2, OPEN_CHANGES, libc::O_RDONLY)])?]),
         #[cfg(target_arch = "x86_64")]
-        (
-            libc::SYS_open,
-            vec![rule([bits(1, OPEN_CHANGES, libc::O_RDONLY)])?],
-        ),
+        (libc::SYS_open, vec![rule([bits(1, OPEN_CHANGES, libc::O_RDONLY)])?]),
         (libc::SYS_fcntl, either(1, &descriptor)?),
         (libc::SYS_ioctl, either(1, &request)?),
         (libc::SYS_prctl, either(0, &named)?),
         (libc::SYS_prlimit64, vec![rule([int(0, 0), is(2, 0)])?]),
         (libc::SYS_sendto, vec![rule([is(4, 0)])?]),
-        (
-            libc::SYS_setsockopt,
-            tcp.into_iter().collect::<Result<_, _>>()?,
-        ),
+        (libc::SYS_setsockopt, tcp.into_iter().collect::<Result<_, _>>()?),
     ])
 }
 
@@ -240,12 +211,7 @@ pub(super) fn build(tgid: u32) -> Result<[BpfProgram; 2], FilterError> {
     let mut rules: Rules = plain.map(|&call| (call, Vec::new())).collect();
     rules.extend(conditional(tgid)?);
     let denied = SeccompAction::Errno(libc::EPERM as u32);
-    let list = SeccompFilter::new(
-        rules.into_iter().collect(),
-        denied,
-        SeccompAction::Allow,
-        here,
-    )?;
+    let list = SeccompFilter::new(rules.into_iter().collect(), denied, SeccompAction::Allow, here)?;
     let clone3 = [(libc::SYS_clone3, Vec::new())].into_iter().collect();
     let absent = SeccompAction::Errno(libc::ENOSYS as u32);
     let clone3 = SeccompFilter::new(clone3, SeccompAction::Allow, absent, here)?;

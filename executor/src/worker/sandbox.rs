@@ -110,27 +110,17 @@ pub enum SandboxError {
 }
 
 fn step<T, E: Into<io::Error>>(step: Step, result: Result<T, E>) -> Result<T, SandboxError> {
-    result.map_err(|error| SandboxError::Step {
-        step,
-        source: error.into(),
-    })
+    result.map_err(|error| SandboxError::Step { step, source: error.into() })
 }
 
 impl SandboxError {
     fn confined(&self) -> Confined {
         match self {
-            Self::NotNeeded => Confined {
-                step: Step::Receive as u32,
-                errno: 0,
-            },
-            Self::Step { step, source } => Confined {
-                step: *step as u32,
-                errno: source.raw_os_error().unwrap_or(0),
-            },
-            Self::Filter(_) => Confined {
-                step: Step::Filter as u32,
-                errno: 0,
-            },
+            Self::NotNeeded => Confined { step: Step::Receive as u32, errno: 0 },
+            Self::Step { step, source } => {
+                Confined { step: *step as u32, errno: source.raw_os_error().unwrap_or(0) }
+            }
+            Self::Filter(_) => Confined { step: Step::Filter as u32, errno: 0 },
         }
     }
 }
@@ -208,14 +198,7 @@ fn change_user(lease: &Become) -> Result<(), SandboxError> {
     step(Step::User, unistd::setresuid(uid, uid, uid))?;
     // Must not come back: a kernel or a container that lets it would undo everything below.
     let back = unistd::setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0));
-    step(
-        Step::User,
-        if back.is_ok() {
-            Err(Errno::EPERM)
-        } else {
-            Ok(())
-        },
-    )
+    step(Step::User, if back.is_ok() { Err(Errno::EPERM) } else { Ok(()) })
 }
 
 /// Dies with the keeper. Changing the user has cleared what the keeper set at the start; a keeper that died since then
@@ -225,11 +208,7 @@ fn tie_to_keeper(keeper: &OwnedFd) -> Result<(), SandboxError> {
     let mut fds = [PollFd::new(keeper.as_fd(), PollFlags::empty())];
     step(Step::Tie, poll(&mut fds, PollTimeout::ZERO))?;
     let events = fds[0].revents().unwrap_or(PollFlags::POLLERR);
-    if events.is_empty() {
-        Ok(())
-    } else {
-        Err(SandboxError::NotNeeded)
-    }
+    if events.is_empty() { Ok(()) } else { Err(SandboxError::NotNeeded) }
 }
 
 fn limit(lease: &Become) -> Result<(), SandboxError> {
@@ -243,10 +222,7 @@ fn limit(lease: &Become) -> Result<(), SandboxError> {
     if lease.limit_self {
         let threads = lease.cores().len() as u64;
         let overhead = OVERHEAD_BYTES + threads * OVERHEAD_THREAD_BYTES;
-        limits.push((
-            Resource::RLIMIT_DATA,
-            lease.memory_bytes.saturating_add(overhead),
-        ));
+        limits.push((Resource::RLIMIT_DATA, lease.memory_bytes.saturating_add(overhead)));
     }
     for (resource, most) in limits {
         let (_, hard) = step(Step::Limits, nix::sys::resource::getrlimit(resource))?;

@@ -1,0 +1,351 @@
+//! The workers' cgroups: one group for the node, one in it for each worker. Used by [`workers`](super::workers).
+//!
+//! With cgroup v2, `cgroup.kill` ends a whole group by one write. Memory is limited by whichever hierarchy has the memory
+//! controller. Both lie below the cgroup that the keeper was started in, so that whoever manages that one (systemd, a
+//! Slurm job) stays in charge. After [`Hierarchy::find`] nothing here allocates.
+
+use std::{
+    ffi::CStr,
+    fmt::{self, Write},
+    fs,
+    io::{self, Read, Write as _},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    fcntl::{OFlag, openat},
+    sys::stat::{Mode, mkdirat},
+    unistd::{UnlinkatFlags, unlinkat},
+};
+
+/// A short file name on the stack.
+pub(super) struct Name {
+    bytes: [u8; 64],
+    len: usize,
+}
+
+impl Name {
+    /// Formats a name; what does not fit is cut, and then names no file.
+    pub(super) fn new(text: fmt::Arguments<'_>) -> Self {
+        let mut name = Self { bytes: [0; 64], len: 0 };
+        let _ = name.write_fmt(text);
+        name
+    }
+
+    pub(super) fn as_c_str(&self) -> &CStr {
+        CStr::from_bytes_until_nul(&self.bytes).unwrap_or(c"")
+    }
+}
+
+impl Write for Name {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let end = self.len + text.len();
+        let room = self.bytes.len() - 1;
+        let place = self.bytes.get_mut(self.len..end.min(room)).ok_or(fmt::Error)?;
+        place.copy_from_slice(&text.as_bytes()[..place.len()]);
+        self.len = end.min(room);
+        if end <= room { Ok(()) } else { Err(fmt::Error) }
+    }
+}
+
+/// Opens a file of a directory, without allocating.
+pub(super) fn open_at(dir: impl AsFd, name: &CStr, flags: OFlag) -> io::Result<OwnedFd> {
+    Ok(openat(dir, name, flags | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+fn write_at(dir: impl AsFd, name: &CStr, bytes: &[u8]) -> io::Result<()> {
+    let mut file = fs::File::from(open_at(dir, name, OFlag::O_WRONLY)?);
+    file.write_all(bytes)
+}
+
+/// The first bytes of a small file, into `buffer`.
+pub(super) fn read_at<'a>(
+    dir: impl AsFd,
+    name: &CStr,
+    buffer: &'a mut [u8],
+) -> io::Result<&'a [u8]> {
+    let mut file = fs::File::from(open_at(dir, name, OFlag::O_RDONLY)?);
+    let len = file.read(buffer)?;
+    Ok(&buffer[..len])
+}
+
+/// The number after `key` in a file of `key value` lines.
+fn value_of(text: &[u8], key: &str) -> Option<u64> {
+    let lines = std::str::from_utf8(text).ok()?.lines();
+    let value = lines.filter_map(|line| line.strip_prefix(key)?.strip_prefix(' ')).next();
+    value?.trim().parse().ok()
+}
+
+/// Which files limit memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MemoryFiles {
+    V1,
+    V2,
+}
+
+/// What this machine lets the keeper use.
+#[derive(Debug)]
+pub(super) struct Hierarchy {
+    /// The node's group in v2 and its path, if there is `cgroup.kill` and the keeper may make groups.
+    v2: Option<(OwnedFd, PathBuf)>,
+    /// The node's group in the memory controller's hierarchy.
+    memory: Option<(OwnedFd, PathBuf, MemoryFiles)>,
+}
+
+/// One worker's group.
+#[derive(Debug)]
+pub(super) struct Group {
+    index: usize,
+    v2: Option<OwnedFd>,
+    memory: Option<(OwnedFd, MemoryFiles)>,
+}
+
+impl Hierarchy {
+    /// Makes the node's groups, of that `name`, where the system lets it.
+    pub(super) fn find(name: &str, allow_v2: bool) -> Self {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let v2_own = if allow_v2 { own_group(&mounts, &own, None) } else { None };
+        let v2 = v2_own.as_deref().and_then(|own| make(&own.join(name)));
+        let v2 = v2.filter(|(fd, _)| open_at(fd, c"cgroup.kill", OFlag::O_WRONLY).is_ok());
+        let memory_v2 = match (&v2, &v2_own) {
+            (Some((fd, path)), Some(own)) if delegate_memory(own, name, path) => {
+                fd.try_clone().ok()
+            }
+            _ => None,
+        };
+        let memory = match (memory_v2, &v2) {
+            (Some(fd), Some((_, path))) => Some((fd, path.clone(), MemoryFiles::V2)),
+            _ => own_group(&mounts, &own, Some("memory"))
+                .and_then(|own| make(&own.join(name)))
+                .filter(|(fd, _)| open_at(fd, c"memory.limit_in_bytes", OFlag::O_WRONLY).is_ok())
+                .map(|(fd, path)| (fd, path, MemoryFiles::V1)),
+        };
+        Self { v2, memory }
+    }
+
+    /// The directory whose `cgroup.kill` ends every worker.
+    pub(super) fn kill_path(&self) -> Option<&Path> {
+        self.v2.as_ref().map(|(_, path)| path.as_path())
+    }
+
+    /// Whether a lease's memory can be limited by a group.
+    pub(super) fn limits_memory(&self) -> bool {
+        self.memory.is_some()
+    }
+
+    /// Makes worker `index`'s group; one that a killed keeper left is taken over.
+    pub(super) fn make_group(&self, index: usize) -> io::Result<Group> {
+        let name = group_name(index);
+        let enter = |dir: &OwnedFd| -> io::Result<OwnedFd> {
+            match mkdirat(dir, name.as_c_str(), Mode::from_bits_truncate(0o755)) {
+                Ok(()) | Err(nix::Error::EEXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+            open_at(dir, name.as_c_str(), OFlag::O_DIRECTORY)
+        };
+        let v2 = self.v2.as_ref().map(|(dir, _)| enter(dir)).transpose()?;
+        let memory = match (&self.memory, &v2) {
+            (Some((_, _, MemoryFiles::V2)), Some(v2)) => Some((v2.try_clone()?, MemoryFiles::V2)),
+            (Some((dir, _, files)), _) => Some((enter(dir)?, *files)),
+            (None, _) => None,
+        };
+        Ok(Group { index, v2, memory })
+    }
+
+    /// Ends every worker by one write; false if there is no v2 group.
+    pub(super) fn kill_all(&self) -> bool {
+        self.v2.as_ref().is_some_and(|(dir, _)| write_at(dir, c"cgroup.kill", b"1").is_ok())
+    }
+
+    /// Removes a worker's group; an error while a process is left in it.
+    pub(super) fn remove(&self, group: &Group) -> io::Result<()> {
+        let name = group_name(group.index);
+        let dirs =
+            [self.v2.as_ref().map(|(dir, _)| dir), self.memory.as_ref().map(|(dir, ..)| dir)];
+        for dir in dirs.into_iter().flatten() {
+            match unlinkat(dir, name.as_c_str(), UnlinkatFlags::RemoveDir) {
+                Ok(()) | Err(nix::Error::ENOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the node's groups, which must be empty. The keeper's own, if it has one, goes with its manager's.
+    pub(super) fn remove_all(&self) {
+        for path in [self.v2.as_ref().map(|v2| &v2.1), self.memory.as_ref().map(|memory| &memory.1)]
+        {
+            path.map(fs::remove_dir);
+        }
+    }
+}
+
+impl Group {
+    /// The v2 directory to start the worker in.
+    pub(super) fn v2(&self) -> Option<BorrowedFd<'_>> {
+        self.v2.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The v1 memory group's `cgroup.procs`, for the worker to enter.
+    pub(super) fn procs_v1(&self) -> io::Result<Option<OwnedFd>> {
+        match &self.memory {
+            Some((dir, MemoryFiles::V1)) => {
+                open_at(dir, c"cgroup.procs", OFlag::O_WRONLY).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Limits the group's memory; no swap beyond it where the kernel can say so.
+    pub(super) fn limit_memory(&self, bytes: u64) -> io::Result<()> {
+        let Some((dir, files)) = &self.memory else { return Ok(()) };
+        let text = Name::new(format_args!("{bytes}"));
+        let text = text.as_c_str().to_bytes();
+        match files {
+            MemoryFiles::V1 => {
+                write_at(dir, c"memory.limit_in_bytes", text)?;
+                let _ = write_at(dir, c"memory.memsw.limit_in_bytes", text);
+            }
+            MemoryFiles::V2 => {
+                write_at(dir, c"memory.max", text)?;
+                let _ = write_at(dir, c"memory.swap.max", b"0");
+                let _ = write_at(dir, c"memory.oom.group", b"1");
+            }
+        }
+        Ok(())
+    }
+
+    /// The most memory that the group has held.
+    pub(super) fn memory_peak(&self) -> Option<u64> {
+        let (dir, files) = self.memory.as_ref()?;
+        let name = match files {
+            MemoryFiles::V1 => c"memory.max_usage_in_bytes",
+            MemoryFiles::V2 => c"memory.peak",
+        };
+        let mut buffer = [0; 64];
+        let text = read_at(dir, name, &mut buffer).ok()?;
+        std::str::from_utf8(text).ok()?.trim().parse().ok()
+    }
+
+    /// Whether the kernel has killed in this group for its memory limit.
+    pub(super) fn ran_out_of_memory(&self) -> bool {
+        let Some((dir, files)) = &self.memory else { return false };
+        let name = match files {
+            MemoryFiles::V1 => c"memory.oom_control",
+            MemoryFiles::V2 => c"memory.events",
+        };
+        let mut buffer = [0; 512];
+        let text = read_at(dir, name, &mut buffer).unwrap_or_default();
+        value_of(text, "oom_kill").is_some_and(|kills| kills > 0)
+    }
+
+    /// Kills every process in the group; false if there is no v2 group.
+    pub(super) fn kill(&self) -> bool {
+        self.v2.as_ref().is_some_and(|dir| write_at(dir, c"cgroup.kill", b"1").is_ok())
+    }
+}
+
+fn group_name(index: usize) -> Name {
+    Name::new(format_args!("w{index}"))
+}
+
+/// Makes a group and opens it.
+fn make(path: &Path) -> Option<(OwnedFd, PathBuf)> {
+    match fs::create_dir(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(_) => return None,
+    }
+    let dir = fs::File::open(path).ok()?;
+    Some((dir.into(), path.to_owned()))
+}
+
+/// Passes v2's memory controller down to the workers' groups. A group that passes controllers on may hold no process but
+/// the root, so the keeper moves into a group beside the node's.
+fn delegate_memory(own: &Path, name: &str, node_group: &Path) -> bool {
+    let pass = |path: &Path| fs::write(path.join("cgroup.subtree_control"), "+memory");
+    let has_memory = |path: &Path| {
+        let text = fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
+        text.split_whitespace().any(|controller| controller == "memory")
+    };
+    if !has_memory(own) {
+        return false;
+    }
+    if pass(own).is_err() {
+        let beside = own.join(format!("{name}.keeper"));
+        if make(&beside).is_none() || fs::write(beside.join("cgroup.procs"), "0").is_err() {
+            return false;
+        }
+        if pass(own).is_err() {
+            // Others live there too: back, so that the manager finds the keeper where it put it.
+            let _ = fs::write(own.join("cgroup.procs"), "0");
+            let _ = fs::remove_dir(&beside);
+            return false;
+        }
+    }
+    has_memory(node_group) && pass(node_group).is_ok()
+}
+
+/// The directory of the keeper's own cgroup: v2's for `None`, else of that v1 controller.
+fn own_group(mounts: &str, own: &str, controller: Option<&str>) -> Option<PathBuf> {
+    let path = own.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        let found = match controller {
+            None => controllers.is_empty(),
+            Some(name) => controllers.split(',').any(|found| found == name),
+        };
+        found.then_some(path)
+    })?;
+    mounts.lines().find_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        let mut fields = left.split(' ').skip(3);
+        let (root, mount) = (fields.next()?, fields.next()?);
+        let mut kind = right.split(' ');
+        let kind_name = kind.next()?;
+        let fits = match controller {
+            None => kind_name == "cgroup2",
+            Some(name) => {
+                kind_name == "cgroup" && kind.nth(1)?.split(',').any(|option| option == name)
+            }
+        };
+        let below = Path::new(path).strip_prefix(root).ok()?;
+        fits.then(|| Path::new(mount).join(below))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_groups_are_found_in_a_hybrid_a_pure_and_a_namespaced_system() {
+        let hybrid = "30 20 0:1 / /sys/fs/cgroup/unified rw shared:1 - cgroup2 cgroup2 rw\n\
+                      31 20 0:2 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n";
+        let own = "8:memory:/a/b\n1:cpu,cpuacct:/\n0::/c\n";
+        assert_eq!(own_group(hybrid, own, None), Some("/sys/fs/cgroup/unified/c".into()));
+        assert_eq!(
+            own_group(hybrid, own, Some("memory")),
+            Some("/sys/fs/cgroup/memory/a/b".into())
+        );
+        let container = "30 20 0:1 /docker/x /sys/fs/cgroup rw - cgroup2 cgroup rw\n";
+        assert_eq!(own_group(container, "0::/docker/x/y\n", None), Some("/sys/fs/cgroup/y".into()));
+        assert_eq!(own_group(container, "0::/../z\n", None), None);
+        assert_eq!(own_group("", "", None), None);
+    }
+
+    #[test]
+    fn a_name_that_does_not_fit_is_cut() {
+        let name = Name::new(format_args!("{}", "x".repeat(200)));
+        assert_eq!(name.as_c_str().to_bytes().len(), 63);
+    }
+
+    #[test]
+    fn values_are_read_by_whole_key() {
+        let text = b"oom_kill_disable 0\nunder_oom 0\noom_kill 2\n";
+        assert_eq!(value_of(text, "oom_kill"), Some(2));
+        assert_eq!(value_of(text, "oom"), None);
+    }
+}

@@ -1,0 +1,464 @@
+//! The table of workers: starts them in advance, hands them over to leases, kills them, and says when they are gone.
+//!
+//! ```text
+//!            start             hand_over            Confined
+//!   Empty ─────────▶ Waiting ─────────▶ Becoming ───────────▶ Running
+//!     ▲                 │ kill, or its own end   │                │
+//!     └──── Outcome ── Ended ◀───────────────────┴────────────────┘
+//! ```
+//!
+//! A place is free again only when its process is reaped and its group is empty. Called by the keeper's loop alone.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use gleaner_proto::{
+    ids::LeaseId,
+    workers::{Process, WORKERS_MAX},
+};
+
+use super::{
+    cgroup::{Group, Hierarchy},
+    cores::Cores,
+    handover::{Become, CONFINED_LEN, Confined},
+    ipc::{End, StartRefusal},
+    table::Table,
+};
+use crate::sys::{self, Ended, Program, Start};
+
+/// What a worker itself needs beside the lease's memory: code, stacks, its share of the links.
+const OVERHEAD_BYTES: u64 = 64 << 20;
+/// How long a worker may take to confine itself, its start included.
+const BECOME_BOUND_NS: u64 = 5_000_000_000;
+/// Hand-overs at a time; more wait in the agent's socket.
+pub(super) const BECOMING_MAX: usize = 64;
+
+/// How a worker's processes are kept together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bond {
+    /// Its own cgroup with `cgroup.kill`.
+    Group,
+    /// Its own PID namespace: its init's end is the end of all.
+    Namespace,
+    /// One process that cannot fork.
+    Single,
+}
+
+/// A lease to start.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    pub(super) lease: LeaseId,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) cores: u32,
+    pub(super) memory_bytes: u64,
+}
+
+/// Why a lease did not start.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Refused {
+    pub(super) refusal: StartRefusal,
+    pub(super) errno: i32,
+}
+
+/// What became of a lease's worker.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// It serves: the agent's end of its socket.
+    Started { lease: LeaseId, pid: u32, socket: OwnedFd },
+    /// It never served, and is gone.
+    Failed { lease: LeaseId, refusal: StartRefusal, errno: i32, step: u32 },
+    /// It served, and is gone.
+    Gone { lease: LeaseId, end: End, cpu_ns: u64, memory_peak_bytes: u64 },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Empty,
+    Waiting,
+    Becoming {
+        until_ns: u64,
+    },
+    Running,
+    /// Reaped; `served` tells whether the agent was told `Started`.
+    Ended {
+        ended: EndedHow,
+        served: bool,
+    },
+}
+
+/// The part of [`Ended`] that an outcome needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct EndedHow {
+    end: End,
+    cpu_ns: u64,
+    memory_peak_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    state: State,
+    process: Process,
+    pidfd: Option<OwnedFd>,
+    group: Option<Group>,
+    /// To the worker, until it is confined.
+    handover: Option<OwnedFd>,
+    /// The agent's end, until the agent has it.
+    socket: Option<OwnedFd>,
+    lease: Option<Become>,
+    /// Why the keeper killed it, if it did.
+    killed: Option<End>,
+    /// What the worker said about its own confinement, if that failed.
+    failed: Option<Confined>,
+}
+
+/// What the node offers to all leases together.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Offer {
+    pub(super) cores: u32,
+    pub(super) memory_bytes: u64,
+}
+
+/// All workers of the node.
+#[derive(Debug)]
+pub(super) struct Workers {
+    slots: Vec<Slot>,
+    hierarchy: Hierarchy,
+    bond: Bond,
+    program: Program,
+    null: OwnedFd,
+    table: Table,
+    cores: Cores,
+    offer: Offer,
+    /// A worker ended by itself while it waited: starting another at once would only spin.
+    waiting_died: bool,
+}
+
+/// What [`Workers`] is made of.
+pub(super) struct Parts {
+    pub(super) hierarchy: Hierarchy,
+    pub(super) bond: Bond,
+    pub(super) program: Program,
+    pub(super) null: OwnedFd,
+    pub(super) table: Table,
+    pub(super) cores: Cores,
+    pub(super) offer: Offer,
+}
+
+impl Workers {
+    /// An empty table of fixed size.
+    pub(super) fn new(parts: Parts) -> Self {
+        let Parts { hierarchy, bond, program, null, table, cores, offer } = parts;
+        let slots = (0..WORKERS_MAX).map(|_| Slot::EMPTY).collect();
+        Self { slots, hierarchy, bond, program, null, table, cores, offer, waiting_died: false }
+    }
+
+    /// Workers that wait for a lease.
+    pub(super) fn waiting(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.is_waiting()).count()
+    }
+
+    /// Places whose process or group is not gone.
+    pub(super) fn present(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.state != State::Empty).count()
+    }
+
+    /// Leases that have a worker.
+    pub(super) fn leases(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.lease.is_some()).count()
+    }
+
+    /// Hand-overs under way, with the socket that the answer comes on.
+    pub(super) fn becoming(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
+        let becoming = self.slots.iter().enumerate();
+        becoming
+            .filter(|(_, slot)| {
+                matches!(slot.state, State::Becoming { .. }) && slot.killed.is_none()
+            })
+            .filter_map(|(index, slot)| Some((index, slot.handover.as_ref()?.as_fd())))
+    }
+
+    /// Starts one worker in advance.
+    pub(super) fn start_one(&mut self) -> io::Result<usize> {
+        let free = self.slots.iter().position(|slot| slot.state == State::Empty);
+        let index = free.ok_or(io::ErrorKind::StorageFull)?;
+        let group = self.hierarchy.make_group(index)?;
+        let started = self.start_in(&group);
+        let (handover, socket, pid, pidfd) = started.inspect_err(|_| {
+            let _ = self.hierarchy.remove(&group);
+        })?;
+        let process = self.table.process(pid);
+        self.slots[index] = Slot {
+            state: State::Waiting,
+            process,
+            pidfd: Some(pidfd),
+            group: Some(group),
+            handover: Some(handover),
+            socket: Some(socket),
+            ..Slot::EMPTY
+        };
+        self.table.set(index, Some((process, 0)))?;
+        Ok(index)
+    }
+
+    fn start_in(&self, group: &Group) -> io::Result<(OwnedFd, OwnedFd, u32, OwnedFd)> {
+        let (handover, theirs) = sys::seqpacket_pair()?;
+        let (socket, served) = sys::seqpacket_pair()?;
+        let procs_v1 = group.procs_v1()?;
+        let (pid, pidfd) = sys::spawn(&Start {
+            program: &self.program,
+            inherits: [theirs.as_fd(), served.as_fd()],
+            input: self.null.as_fd(),
+            cgroup: group.v2(),
+            procs_v1: procs_v1.as_ref().map(AsFd::as_fd),
+            pid_namespace: self.bond == Bond::Namespace,
+            user: None,
+            first_to_go: true,
+        })?;
+        Ok((handover, socket, pid, pidfd))
+    }
+
+    /// Makes a waiting worker, or a new one, the worker of a lease. Its [`Outcome`] follows.
+    pub(super) fn hand_over(&mut self, now_ns: u64, wanted: Wanted) -> Result<(), Refused> {
+        let mut lease = self.shape(wanted)?;
+        let waiting = self.slots.iter().position(Slot::is_waiting);
+        let index = match waiting {
+            Some(index) => index,
+            None => self.start_one().map_err(Refused::system)?,
+        };
+        if !self.cores.take(wanted.cores, &mut lease) {
+            self.cores.give_back(&lease);
+            return Err(Refused { refusal: StartRefusal::Shape, errno: 0 });
+        }
+        let slot = &mut self.slots[index];
+        slot.lease = Some(lease);
+        slot.state = State::Becoming { until_ns: now_ns.saturating_add(BECOME_BOUND_NS) };
+        let process = slot.process;
+        let given = slot.give(&lease);
+        let noted = self.table.set(index, Some((process, wanted.lease.0)));
+        if let Err(error) = given.and(noted) {
+            // The worker's end frees the cores and answers the agent.
+            self.slots[index].failed =
+                Some(Confined { step: 0, errno: error.raw_os_error().unwrap_or(0) });
+            self.kill(index, End::Stopped);
+        }
+        Ok(())
+    }
+
+    /// Checks that the lease fits what the node offers beside the other leases.
+    fn shape(&self, wanted: Wanted) -> Result<Become, Refused> {
+        let (mut cores, mut memory) = (u64::from(wanted.cores), wanted.memory_bytes);
+        for lease in self.slots.iter().filter_map(|slot| slot.lease.as_ref()) {
+            cores += lease.cores().len() as u64;
+            memory = memory.saturating_add(lease.memory_bytes);
+        }
+        let Offer { cores: cores_max, memory_bytes } = self.offer;
+        if wanted.cores == 0
+            || wanted.memory_bytes == 0
+            || cores > u64::from(cores_max)
+            || memory > memory_bytes
+        {
+            return Err(Refused { refusal: StartRefusal::Shape, errno: 0 });
+        }
+        let limit_self = !self.hierarchy.limits_memory();
+        Ok(Become::new(wanted.lease, wanted.uid, wanted.gid, wanted.memory_bytes, limit_self))
+    }
+
+    /// Reads a hand-over's answer. `None`: nothing to tell the agent yet.
+    pub(super) fn answer(&mut self, index: usize) -> Option<Outcome> {
+        let slot = &mut self.slots[index];
+        let handover = slot.handover.as_ref()?;
+        let mut bytes = [0; CONFINED_LEN];
+        let confined = match sys::recv_with_fd(handover.as_fd(), &mut bytes) {
+            Ok((len, _)) => Confined::decode(&bytes[..len]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+            Err(_) => None,
+        };
+        // Whatever it said, it says no more: a socket that its peer has closed would wake the loop for ever.
+        slot.handover = None;
+        match (confined, slot.lease, slot.socket.take()) {
+            (Some(Confined { step: 0, .. }), Some(lease), Some(socket)) => {
+                slot.state = State::Running;
+                Some(Outcome::Started { lease: lease.lease_id, pid: slot.process.pid, socket })
+            }
+            (failed, ..) => {
+                slot.failed = failed;
+                self.kill(index, End::Stopped);
+                None
+            }
+        }
+    }
+
+    /// Kills the hand-overs that take too long; returns when the next one would.
+    pub(super) fn overdue(&mut self, now_ns: u64) -> Option<u64> {
+        let mut next = None;
+        for index in 0..self.slots.len() {
+            let State::Becoming { until_ns } = self.slots[index].state else { continue };
+            if until_ns <= now_ns {
+                self.kill(index, End::Stopped);
+            } else {
+                next = Some(next.unwrap_or(u64::MAX).min(until_ns));
+            }
+        }
+        next
+    }
+
+    /// Kills one lease's worker; false if it has none.
+    pub(super) fn kill_lease(&mut self, lease: LeaseId, end: End) -> bool {
+        let has = |slot: &Slot| slot.lease.is_some_and(|own| own.lease_id == lease);
+        let index = self.slots.iter().position(has);
+        if let Some(index) = index {
+            self.kill(index, end);
+        }
+        index.is_some()
+    }
+
+    /// Kills every worker.
+    pub(super) fn kill_all(&mut self, end: End) {
+        let at_once = self.hierarchy.kill_all();
+        for index in 0..self.slots.len() {
+            if at_once {
+                self.slots[index].note_kill(end);
+            } else if self.slots[index].state != State::Empty {
+                self.kill(index, end);
+            }
+        }
+    }
+
+    fn kill(&mut self, index: usize, end: End) {
+        let slot = &mut self.slots[index];
+        slot.note_kill(end);
+        if slot.group.as_ref().is_some_and(Group::kill) {
+            return;
+        }
+        if let Some(pidfd) = &slot.pidfd {
+            // A child that is not reaped yet: the one error left is that it is dead.
+            let _ = sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
+        }
+    }
+
+    /// A child was reaped; false if it was none of the workers.
+    pub(super) fn reaped(&mut self, ended: &Ended) -> bool {
+        let own = |slot: &Slot| {
+            slot.process.pid == ended.pid
+                && !matches!(slot.state, State::Empty | State::Ended { .. })
+        };
+        let Some(slot) = self.slots.iter_mut().find(|slot| own(slot)) else { return false };
+        let group = slot.group.as_ref();
+        let peak = group.and_then(Group::memory_peak).unwrap_or(ended.resident_peak_bytes);
+        let how = EndedHow {
+            end: slot.killed.unwrap_or_else(|| end_of(ended, group)),
+            cpu_ns: ended.cpu_ns,
+            memory_peak_bytes: peak,
+        };
+        self.waiting_died |= slot.is_waiting();
+        slot.state = State::Ended { ended: how, served: slot.state == State::Running };
+        slot.pidfd = None;
+        slot.handover = None;
+        true
+    }
+
+    /// Frees the places whose group is empty too; returns the outcome of one that had a lease. Call until `None`.
+    pub(super) fn settle(&mut self) -> Option<Outcome> {
+        for index in 0..self.slots.len() {
+            let State::Ended { ended, served } = self.slots[index].state else { continue };
+            let slot = &self.slots[index];
+            if slot.group.as_ref().is_some_and(|group| self.hierarchy.remove(group).is_err()) {
+                // Something of it still ends, or got away from its main process: again.
+                slot.group.as_ref().map(Group::kill);
+                continue;
+            }
+            let slot = std::mem::replace(&mut self.slots[index], Slot::EMPTY);
+            // A stale entry names a process that is gone: harmless.
+            let _ = self.table.set(index, None);
+            if let Some(lease) = slot.lease {
+                self.cores.give_back(&lease);
+                return Some(slot.outcome(&lease, ended, served));
+            }
+        }
+        None
+    }
+
+    /// Whether a worker has ended by itself while it waited, since this was last asked.
+    pub(super) fn take_waiting_died(&mut self) -> bool {
+        std::mem::take(&mut self.waiting_died)
+    }
+
+    /// Places that wait for their group to be empty.
+    pub(super) fn lingering(&self) -> bool {
+        self.slots.iter().any(|slot| matches!(slot.state, State::Ended { .. }))
+    }
+
+    /// The groups go with the keeper.
+    pub(super) fn remove_groups(&self) {
+        self.hierarchy.remove_all();
+    }
+}
+
+impl Slot {
+    const EMPTY: Self = Self {
+        state: State::Empty,
+        process: Process { pid: 0, start: 0 },
+        pidfd: None,
+        group: None,
+        handover: None,
+        socket: None,
+        lease: None,
+        killed: None,
+        failed: None,
+    };
+
+    fn is_waiting(&self) -> bool {
+        self.state == State::Waiting && self.killed.is_none()
+    }
+
+    fn note_kill(&mut self, end: End) {
+        if !matches!(self.state, State::Empty | State::Ended { .. }) {
+            self.killed.get_or_insert(end);
+        }
+    }
+
+    /// Limits the group and sends the hand-over.
+    fn give(&self, lease: &Become) -> io::Result<()> {
+        if let Some(group) = &self.group {
+            group.limit_memory(lease.memory_bytes.saturating_add(OVERHEAD_BYTES))?;
+        }
+        let handover = self.handover.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        sys::send_with_fd(handover.as_fd(), &lease.encode(), None)
+    }
+
+    fn outcome(&self, lease: &Become, ended: EndedHow, served: bool) -> Outcome {
+        let EndedHow { end, cpu_ns, memory_peak_bytes } = ended;
+        let lease = lease.lease_id;
+        if served {
+            return Outcome::Gone { lease, end, cpu_ns, memory_peak_bytes };
+        }
+        let (refusal, errno, step) = match self.failed {
+            Some(Confined { step: 0, errno }) => (StartRefusal::System, errno, 0),
+            Some(Confined { step, errno }) => (StartRefusal::Sandbox, errno, step),
+            None => (StartRefusal::Died, 0, 0),
+        };
+        Outcome::Failed { lease, refusal, errno, step }
+    }
+}
+
+impl Refused {
+    fn system(error: io::Error) -> Self {
+        let full = error.kind() == io::ErrorKind::StorageFull && error.raw_os_error().is_none();
+        let refusal = if full { StartRefusal::Full } else { StartRefusal::System };
+        Self { refusal, errno: error.raw_os_error().unwrap_or(0) }
+    }
+}
+
+/// How a worker ended that the keeper did not kill.
+fn end_of(ended: &Ended, group: Option<&Group>) -> End {
+    match (ended.exit, ended.signal) {
+        (Some(status), _) => End::Exited(status),
+        (None, Some(libc::SIGKILL)) if group.is_some_and(Group::ran_out_of_memory) => {
+            End::OutOfMemory
+        }
+        (None, signal) => End::Signalled(signal.unwrap_or(0)),
+    }
+}
