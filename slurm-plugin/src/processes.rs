@@ -1,0 +1,54 @@
+//! Processes of the keeper's table: killed only if they still are the ones that it names.
+
+// UNSAFETY: two system calls that no safe library of this program offers.
+#![allow(unsafe_code)]
+
+use std::{
+    fs,
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+    ptr,
+    time::Instant,
+};
+
+use gleaner_proto::workers::{Process, parse_stat};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// A process that was alive and the one that the table names, when it was looked at.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pidfd: OwnedFd,
+}
+
+impl Held {
+    /// Takes hold of a process. The handle comes first: what is compared is then what will be killed, even if the pid
+    /// is given to another process meanwhile.
+    pub(crate) fn take(process: Process) -> Option<Self> {
+        let pidfd = pidfd_open(process.pid)?;
+        let stat = fs::read(format!("/proc/{}/stat", process.pid)).ok()?;
+        let (state, start) = parse_stat(&stat)?;
+        (start == process.start && !matches!(state, b'Z' | b'X')).then_some(Self { pidfd })
+    }
+
+    /// Kills it.
+    pub(crate) fn kill(&self) {
+        let none = ptr::null::<libc::siginfo_t>();
+        let fd = self.pidfd.as_raw_fd();
+        // SAFETY: a null siginfo is allowed. An error means that it is gone, or is not ours: then it stays.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, libc::SIGKILL, none, 0) };
+    }
+
+    /// Whether it is gone by then.
+    pub(crate) fn gone_by(&self, until: Instant) -> bool {
+        let left = until.saturating_duration_since(Instant::now()).as_millis();
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        let mut fds = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, timeout).is_ok_and(|ready| ready > 0)
+    }
+}
+
+fn pidfd_open(pid: u32) -> Option<OwnedFd> {
+    // SAFETY: no memory is passed.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) } as RawFd;
+    // SAFETY: a descriptor that is not negative is open, and nobody else owns it.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+}
