@@ -20,38 +20,22 @@ impl Commands {
     /// With the commands of `directory` (`None`: on `PATH`), `slurm_conf` (`None`: Slurm's default), and at most `bound`
     /// for each query.
     pub fn new(directory: Option<PathBuf>, slurm_conf: Option<PathBuf>, bound: Duration) -> Self {
-        Self {
-            runner: Runner {
-                directory,
-                slurm_conf,
-                bound,
-            },
-        }
+        Self { runner: Runner { directory, slurm_conf, bound } }
     }
 }
 
 impl Slurm for Commands {
     async fn nodes(&self) -> Result<Picture, SlurmError> {
         let asked_ns = clock::now().0;
-        let text = self
-            .runner
-            .run("scontrol", &["--all", "--oneliner", "show", "nodes"])
-            .await?;
+        let text = self.runner.run("scontrol", &["--all", "--oneliner", "show", "nodes"]).await?;
         let nodes = parse::nodes(&text)?;
         let took_us = clock::now().0.saturating_sub(asked_ns) / 1000;
-        Ok(Picture {
-            nodes,
-            asked_ns,
-            took_us,
-        })
+        Ok(Picture { nodes, asked_ns, took_us })
     }
 
     async fn jobs(&self) -> Result<Vec<JobView>, SlurmError> {
         let format = format!("--format={}", parse::JOB_COLUMNS);
-        let text = self
-            .runner
-            .run("squeue", &["--all", "--noheader", &format])
-            .await?;
+        let text = self.runner.run("squeue", &["--all", "--noheader", &format]).await?;
         parse::jobs(&text)
     }
 }

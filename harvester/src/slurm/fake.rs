@@ -46,15 +46,8 @@ impl Fake {
         act: impl FnOnce(&World) -> T,
     ) -> Result<T, SlurmError> {
         self.with(|world| {
-            let late = SlurmError::Late {
-                command,
-                bound_ms: 0,
-            };
-            if world.down {
-                Err(late)
-            } else {
-                Ok(act(world))
-            }
+            let late = SlurmError::Late { command, bound_ms: 0 };
+            if world.down { Err(late) } else { Ok(act(world)) }
         })
     }
 }
@@ -63,11 +56,7 @@ impl Slurm for Fake {
     async fn nodes(&self) -> Result<Picture, SlurmError> {
         let asked_ns = clock::now().0;
         let nodes = self.ask("scontrol", |world| world.nodes.clone())?;
-        Ok(Picture {
-            nodes,
-            asked_ns,
-            took_us: 0,
-        })
+        Ok(Picture { nodes, asked_ns, took_us: 0 })
     }
 
     async fn jobs(&self) -> Result<Vec<JobView>, SlurmError> {

@@ -18,10 +18,7 @@ pub(super) const JOB_COLUMNS: &str = "%A|%T|%N|%e|%S|%Y";
 
 /// All nodes from `scontrol --oneliner show nodes`.
 pub(super) fn nodes(text: &str) -> Result<Vec<NodeView>, SlurmError> {
-    let lines = text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| line.starts_with("NodeName="));
+    let lines = text.lines().enumerate().filter(|(_, line)| line.starts_with("NodeName="));
     let nodes = lines.map(|(index, line)| {
         node(line).map_err(|problem| SlurmError::Unreadable {
             command: "scontrol",
@@ -34,16 +31,10 @@ pub(super) fn nodes(text: &str) -> Result<Vec<NodeView>, SlurmError> {
 
 /// Running and planned jobs from `squeue --format` with [`JOB_COLUMNS`]. Jobs without nodes are left out.
 pub(super) fn jobs(text: &str) -> Result<Vec<JobView>, SlurmError> {
-    let lines = text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty());
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let jobs = lines.filter_map(|(index, line)| {
-        let unreadable = |problem| SlurmError::Unreadable {
-            command: "squeue",
-            line: index + 1,
-            problem,
-        };
+        let unreadable =
+            |problem| SlurmError::Unreadable { command: "squeue", line: index + 1, problem };
         job(line).map_err(unreadable).transpose()
     });
     jobs.collect()
@@ -108,16 +99,12 @@ fn need<'a>(key: &str, field: Option<&'a str>) -> Result<&'a str, String> {
 
 fn number<T: FromStr>(key: &str, field: Option<&str>) -> Result<T, String> {
     let text = need(key, field)?;
-    text.parse()
-        .map_err(|_| format!("{key}={text} is no number that fits"))
+    text.parse().map_err(|_| format!("{key}={text} is no number that fits"))
 }
 
 fn list(field: Option<&str>) -> Vec<String> {
     let items = field.into_iter().flat_map(|text| text.split(','));
-    items
-        .filter(|item| !item.is_empty() && *item != "(null)")
-        .map(str::to_owned)
-        .collect()
+    items.filter(|item| !item.is_empty() && *item != "(null)").map(str::to_owned).collect()
 }
 
 fn job(line: &str) -> Result<Option<JobView>, String> {
@@ -125,9 +112,7 @@ fn job(line: &str) -> Result<Option<JobView>, String> {
     let [id, state, nodes, end, start, planned_nodes] = columns[..] else {
         return Err(format!("{} columns instead of 6", columns.len()));
     };
-    let id = id
-        .parse()
-        .map_err(|_| format!("job number {id:?} is no number"))?;
+    let id = id.parse().map_err(|_| format!("job number {id:?} is no number"))?;
     let pending = state == "PENDING";
     let hosts = if pending { planned_nodes } else { nodes };
     let start_unix_s = if pending { time(start)? } else { None };
@@ -135,22 +120,14 @@ fn job(line: &str) -> Result<Option<JobView>, String> {
         return Ok(None);
     }
     let nodes = hostlist::expand(hosts).map_err(|error| error.to_string())?;
-    Ok(Some(JobView {
-        id: JobId(id),
-        nodes,
-        end_unix_s: time(end)?,
-        start_unix_s,
-    }))
+    Ok(Some(JobView { id: JobId(id), nodes, end_unix_s: time(end)?, start_unix_s }))
 }
 
 /// Unix seconds, or none where Slurm has no time to name.
 fn time(text: &str) -> Result<Option<i64>, String> {
     match text {
         "" | "N/A" | "NONE" | "Unknown" | "None" | "INVALID" => Ok(None),
-        digits => digits
-            .parse()
-            .map(Some)
-            .map_err(|_| format!("time {digits:?} is no number")),
+        digits => digits.parse().map(Some).map_err(|_| format!("time {digits:?} is no number")),
     }
 }
 
@@ -165,10 +142,7 @@ mod tests {
     const JOBS: &str = include_str!("captured/jobs-22.05.txt");
 
     fn find<'a>(nodes: &'a [NodeView], name: &str) -> &'a NodeView {
-        nodes
-            .iter()
-            .find(|node| node.name.as_str() == name)
-            .unwrap()
+        nodes.iter().find(|node| node.name.as_str() == name).unwrap()
     }
 
     fn names(nodes: &[NodeName]) -> String {
@@ -206,12 +180,7 @@ mod tests {
         let seen: Vec<_> = jobs
             .iter()
             .map(|job| {
-                (
-                    job.id.0,
-                    names(&job.nodes),
-                    job.end_unix_s.is_some(),
-                    job.start_unix_s.is_some(),
-                )
+                (job.id.0, names(&job.nodes), job.end_unix_s.is_some(), job.start_unix_s.is_some())
             })
             .collect();
         let expected = [
@@ -228,20 +197,10 @@ mod tests {
     fn a_line_that_lacks_what_a_decision_needs_is_named() {
         let without_state = NODES.replacen(" State=MIXED", "", 1);
         let error = nodes(&without_state).unwrap_err().to_string();
-        assert!(
-            error.contains("line 2") && error.contains("State="),
-            "{error}"
-        );
-        let error = nodes("NodeName=n1 State=IDLE CPUTot=lots")
-            .unwrap_err()
-            .to_string();
+        assert!(error.contains("line 2") && error.contains("State="), "{error}");
+        let error = nodes("NodeName=n1 State=IDLE CPUTot=lots").unwrap_err().to_string();
         assert!(error.contains("CPUTot="), "{error}");
-        assert!(
-            jobs("1|RUNNING|n1")
-                .unwrap_err()
-                .to_string()
-                .contains("3 columns")
-        );
+        assert!(jobs("1|RUNNING|n1").unwrap_err().to_string().contains("3 columns"));
         assert!(jobs("x|RUNNING|n1|1|1|").is_err());
     }
 

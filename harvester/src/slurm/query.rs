@@ -53,51 +53,30 @@ impl Runner {
         command: &'static str,
         arguments: &[&str],
     ) -> Result<String, SlurmError> {
-        let mut child =
-            self.prepare(command, arguments)
-                .spawn()
-                .map_err(|source| SlurmError::Start {
-                    program: self.program(command),
-                    source,
-                })?;
-        let mut group = Group(
-            child
-                .id()
-                .and_then(|id| i32::try_from(id).ok())
-                .map(Pid::from_raw),
-        );
+        let mut child = self
+            .prepare(command, arguments)
+            .spawn()
+            .map_err(|source| SlurmError::Start { program: self.program(command), source })?;
+        let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw));
         let answer = tokio::time::timeout(self.bound, collect(command, &mut child)).await;
         if let Ok(Ok(_)) = answer {
             group.0 = None;
         }
         drop(group);
         let Ok(answer) = answer else {
-            return Err(SlurmError::Late {
-                command,
-                bound_ms: self.bound.as_millis(),
-            });
+            return Err(SlurmError::Late { command, bound_ms: self.bound.as_millis() });
         };
-        let Collected {
-            status,
-            output,
-            complaint,
-        } = answer?;
+        let Collected { status, output, complaint } = answer?;
         if !status.success() {
             let complaint = String::from_utf8_lossy(&complaint).trim().to_owned();
-            return Err(SlurmError::Failed {
-                command,
-                status,
-                complaint,
-            });
+            return Err(SlurmError::Failed { command, status, complaint });
         }
         // A comment in Latin-1 must not blind us to the whole cluster.
         Ok(String::from_utf8_lossy(&output).into_owned())
     }
 
     fn program(&self, command: &str) -> OsString {
-        self.directory
-            .as_ref()
-            .map_or_else(|| command.into(), |dir| dir.join(command).into())
+        self.directory.as_ref().map_or_else(|| command.into(), |dir| dir.join(command).into())
     }
 
     fn prepare(&self, command: &str, arguments: &[&str]) -> Command {
@@ -131,23 +110,14 @@ struct Collected {
 async fn collect(command: &'static str, child: &mut Child) -> Result<Collected, SlurmError> {
     let io = |source| SlurmError::Read { command, source };
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let (output, complaint) = tokio::try_join!(
-        read(stdout, OUTPUT_MAX_BYTES + 1),
-        read(stderr, COMPLAINT_MAX_BYTES)
-    )
-    .map_err(io)?;
+    let (output, complaint) =
+        tokio::try_join!(read(stdout, OUTPUT_MAX_BYTES + 1), read(stderr, COMPLAINT_MAX_BYTES))
+            .map_err(io)?;
     if output.len() as u64 > OUTPUT_MAX_BYTES {
-        return Err(SlurmError::TooLong {
-            command,
-            max_bytes: OUTPUT_MAX_BYTES,
-        });
+        return Err(SlurmError::TooLong { command, max_bytes: OUTPUT_MAX_BYTES });
     }
     let status = child.wait().await.map_err(io)?;
-    Ok(Collected {
-        status,
-        output,
-        complaint,
-    })
+    Ok(Collected { status, output, complaint })
 }
 
 /// Keeps up to `max` bytes of all that comes.
