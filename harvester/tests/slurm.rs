@@ -1,6 +1,8 @@
 //! One conformance suite for everything that reads Slurm, run on the commands against a real private Slurm and on the
 //! fake; and what only real commands can do wrong.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     fs,
     os::unix::fs::PermissionsExt,

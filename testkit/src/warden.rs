@@ -27,6 +27,11 @@ for round in 1 2 3 4 5 6 7 8 9 10; do
   [ -z "$found" ] && break
   sleep 0.1
 done
+if [ -r "$dir/cgroups" ]; then
+  while read -r name; do
+    find /sys/fs/cgroup -depth -type d -path "*/$name*" -exec rmdir {} + 2>/dev/null
+  done < "$dir/cgroups"
+fi
 rm -rf -- "$dir"
 "#;
 

@@ -1,5 +1,7 @@
 //! The private Slurm itself: up quickly, really Slurm, several side by side, and gone without a trace.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     fs,
     io::{BufRead, BufReader},
