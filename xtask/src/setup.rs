@@ -15,34 +15,13 @@ struct Package {
 }
 
 const PACKAGES: [Package; 7] = [
-    Package {
-        name: "slurmctld",
-        program: Some("slurmctld"),
-    },
-    Package {
-        name: "slurmd",
-        program: Some("slurmd"),
-    },
-    Package {
-        name: "slurm-client",
-        program: Some("scontrol"),
-    },
-    Package {
-        name: "slurm-wlm-basic-plugins",
-        program: None,
-    },
-    Package {
-        name: "munge",
-        program: Some("munged"),
-    },
-    Package {
-        name: "libmunge2",
-        program: None,
-    },
-    Package {
-        name: "gcc",
-        program: Some("cc"),
-    },
+    Package { name: "slurmctld", program: Some("slurmctld") },
+    Package { name: "slurmd", program: Some("slurmd") },
+    Package { name: "slurm-client", program: Some("scontrol") },
+    Package { name: "slurm-wlm-basic-plugins", program: None },
+    Package { name: "munge", program: Some("munged") },
+    Package { name: "libmunge2", program: None },
+    Package { name: "gcc", program: Some("cc") },
 ];
 
 const INSTALL: &str = include_str!("install.sh");
@@ -67,11 +46,7 @@ fn missing_packages() -> Vec<&'static str> {
         Some(program) => find(program).is_none(),
         None => false,
     };
-    PACKAGES
-        .iter()
-        .filter(is_missing)
-        .map(|package| package.name)
-        .collect()
+    PACKAGES.iter().filter(is_missing).map(|package| package.name).collect()
 }
 
 fn is_installed(package: &str) -> bool {

@@ -5,6 +5,7 @@ use std::process::Command;
 use anyhow::{Context, bail};
 
 use crate::{
+    book,
     run::{become_program, cargo, find, root, run, target_dir},
     setup::setup,
 };
@@ -15,42 +16,18 @@ pub(crate) fn test() -> anyhow::Result<()> {
     lint()?;
     run(cargo(&["build", "--workspace", "--locked"]))?;
     if find("cargo-nextest").is_some() {
-        run(cargo(&[
-            "test",
-            "--workspace",
-            "--locked",
-            "--doc",
-            "--quiet",
-        ]))?;
-        return run(cargo(&[
-            "nextest",
-            "run",
-            "--workspace",
-            "--locked",
-            "--no-fail-fast",
-        ]));
+        run(cargo(&["test", "--workspace", "--locked", "--doc", "--quiet"]))?;
+        return run(cargo(&["nextest", "run", "--workspace", "--locked", "--no-fail-fast"]));
     }
-    run(cargo(&[
-        "test",
-        "--workspace",
-        "--locked",
-        "--no-fail-fast",
-    ]))
+    run(cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]))
 }
 
 /// Formatting, clippy, and the rules for dependencies.
 pub(crate) fn lint() -> anyhow::Result<()> {
     run(cargo(&["fmt", "--all", "--check"]))?;
-    run(cargo(&[
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--locked",
-        "--",
-        "-D",
-        "warnings",
-    ]))?;
+    run(cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
     pure_crates_stay_pure()?;
+    book::links_lead_somewhere(&root().join("docs/src"))?;
     if find("cargo-deny").is_none() {
         bail!("cargo-deny is missing; `make setup` installs it");
     }
@@ -72,19 +49,9 @@ const IMPURE: [&str; 4] = ["tokio", "tonic", "sqlx", "hyper"];
 
 fn pure_crates_stay_pure() -> anyhow::Result<()> {
     for package in PURE_CRATES {
-        let arguments = [
-            "tree",
-            "--locked",
-            "--edges",
-            "normal",
-            "--prefix",
-            "none",
-            "--package",
-            package,
-        ];
-        let output = cargo(&arguments)
-            .output()
-            .context("cannot start cargo tree")?;
+        let arguments =
+            ["tree", "--locked", "--edges", "normal", "--prefix", "none", "--package", package];
+        let output = cargo(&arguments).output().context("cannot start cargo tree")?;
         let tree = String::from_utf8_lossy(&output.stdout);
         let mut names = tree.lines().filter_map(|line| line.split(' ').next());
         if !output.status.success() || tree.is_empty() {
@@ -153,21 +120,11 @@ pub(crate) fn man() -> anyhow::Result<()> {
     let (man, completions) = (target.join("man"), target.join("completions"));
     std::fs::create_dir_all(&completions).context("cannot make target/completions")?;
     let mut manual = Command::new(&gleaner);
-    manual
-        .arg("manual")
-        .arg(&man)
-        .arg("--reference")
-        .arg(root().join("docs/src/reference"));
+    manual.arg("manual").arg(&man).arg("--reference").arg(root().join("docs/src/reference"));
     run(manual)?;
-    for (shell, file) in [
-        ("bash", "gleaner.bash"),
-        ("zsh", "_gleaner"),
-        ("fish", "gleaner.fish"),
-    ] {
+    for (shell, file) in [("bash", "gleaner.bash"), ("zsh", "_gleaner"), ("fish", "gleaner.fish")] {
         let output = Command::new(&gleaner).args(["completions", shell]).output();
-        let script = output
-            .with_context(|| format!("cannot start {}", gleaner.display()))?
-            .stdout;
+        let script = output.with_context(|| format!("cannot start {}", gleaner.display()))?.stdout;
         std::fs::write(completions.join(file), script)
             .with_context(|| format!("cannot write {file}"))?;
     }
