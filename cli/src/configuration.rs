@@ -30,11 +30,8 @@ pub(crate) fn run(common: &Common, configuration: &Configuration) -> Result<(), 
 }
 
 fn check(as_json: bool, loaded: &Loaded) {
-    let changed = loaded
-        .settings()
-        .iter()
-        .filter(|setting| setting.origin != Origin::Default)
-        .count();
+    let changed =
+        loaded.settings().iter().filter(|setting| setting.origin != Origin::Default).count();
     let file = loaded.path.as_ref().map(|path| path.display().to_string());
     let value = serde_json::json!({ "ok": true, "file": file, "keys_set": changed });
     output::print(as_json, "config", &value, |_| match &file {

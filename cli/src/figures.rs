@@ -47,28 +47,18 @@ pub(crate) fn moment(unix_ms: i64) -> String {
 
 /// Milliseconds since 1970.
 pub(crate) fn unix_ms(moment: SystemTime) -> i64 {
-    let since = moment
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = moment.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// A part of a whole in percent; `-` of nothing.
 pub(crate) fn share(part: f64, whole: f64) -> String {
-    if whole > 0.0 {
-        format!("{:.1} %", 100.0 * part / whole)
-    } else {
-        "-".into()
-    }
+    if whole > 0.0 { format!("{:.1} %", 100.0 * part / whole) } else { "-".into() }
 }
 
 /// `-` for an empty text.
 pub(crate) fn or_dash(text: &str) -> String {
-    if text.is_empty() {
-        "-".into()
-    } else {
-        text.to_owned()
-    }
+    if text.is_empty() { "-".into() } else { text.to_owned() }
 }
 
 #[cfg(test)]

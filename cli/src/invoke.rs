@@ -48,9 +48,7 @@ fn input(invoke: &Invoke) -> Result<Vec<u8>, Failure> {
         (Some(data), _) => Ok(data.clone().into_bytes()),
         (None, Some(path)) if path.as_os_str() == "-" => {
             let mut bytes = Vec::new();
-            io::stdin()
-                .read_to_end(&mut bytes)
-                .map_err(|error| named(path, error))?;
+            io::stdin().read_to_end(&mut bytes).map_err(|error| named(path, error))?;
             Ok(bytes)
         }
         (None, Some(path)) => fs::read(path).map_err(|error| named(path, error)),
@@ -121,10 +119,7 @@ fn with_flags<'p>(function: Function<'p>, flags: &CallFlags) -> Result<Function<
     }
     if let Some(size) = flags.reply_max {
         let too_large = |_| {
-            Failure::new(
-                Code::Refused,
-                format!("--reply-max {size}: no reply is larger than 4G"),
-            )
+            Failure::new(Code::Refused, format!("--reply-max {size}: no reply is larger than 4G"))
         };
         function = function.reply_capacity(u32::try_from(size.0).map_err(too_large)?);
     }
@@ -229,15 +224,7 @@ fn many(
     }
     let elapsed = begun.elapsed();
     run.progress.finish_and_clear();
-    let PoolStats {
-        ok,
-        failed,
-        evicted,
-        unknown,
-        reruns,
-        local,
-        evictions,
-    } = pool.stats();
+    let PoolStats { ok, failed, evicted, unknown, reruns, local, evictions } = pool.stats();
     let many = Many {
         calls: invoke.count,
         depth: invoke.depth,
@@ -256,14 +243,8 @@ fn many(
         calls_per_second: run.done as f64 / elapsed.as_secs_f64().max(f64::MIN_POSITIVE),
         latency: run.latencies.percentiles(),
     };
-    output::print(as_json, "invoke", &many, |many| {
-        many_text(many, &run.latencies)
-    });
-    if many.ok == many.calls {
-        ExitCode::SUCCESS
-    } else {
-        Code::Call.into()
-    }
+    output::print(as_json, "invoke", &many, |many| many_text(many, &run.latencies));
+    if many.ok == many.calls { ExitCode::SUCCESS } else { Code::Call.into() }
 }
 
 /// A run of many calls under way.
@@ -369,14 +350,8 @@ fn many_text(many: &Many, latencies: &Latencies) -> String {
                 many.calls_per_second, many.depth
             ),
         ),
-        (
-            "lease",
-            format!("ready after {}", nanoseconds(many.ready_ns)),
-        ),
-        (
-            "first",
-            many.first_call_ns.map_or_else(|| "-".into(), nanoseconds),
-        ),
+        ("lease", format!("ready after {}", nanoseconds(many.ready_ns))),
+        ("first", many.first_call_ns.map_or_else(|| "-".into(), nanoseconds)),
         (
             "latency",
             format!(

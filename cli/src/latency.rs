@@ -35,9 +35,7 @@ impl Latencies {
     /// None yet.
     pub(crate) fn new() -> Self {
         let histogram = Histogram::new_with_bounds(1, NS_MAX, DIGITS);
-        Self {
-            histogram: histogram.expect("the bounds are constants that hdrhistogram takes"),
-        }
+        Self { histogram: histogram.expect("the bounds are constants that hdrhistogram takes") }
     }
 
     /// One more.
@@ -67,12 +65,7 @@ impl Latencies {
             .map(|step| (step.value_iterated_to(), step.count_since_last_iteration()))
             .skip_while(|(_, count)| *count == 0)
             .collect();
-        let most = octaves
-            .iter()
-            .map(|(_, count)| *count)
-            .max()
-            .unwrap_or(1)
-            .max(1);
+        let most = octaves.iter().map(|(_, count)| *count).max().unwrap_or(1).max(1);
         let bar = |(below, count): &(u64, u64)| {
             let width = (count * BAR_MAX).div_ceil(most);
             format!(

@@ -28,10 +28,7 @@ pub(crate) fn completions(completions: &Completions) {
 pub(crate) fn write(manual: &Manual) -> Result<(), Failure> {
     fs::create_dir_all(&manual.directory)?;
     clap_mangen::generate_to(Arguments::command(), &manual.directory)?;
-    fs::write(
-        manual.directory.join("gleaner.toml.5"),
-        configuration_page()?,
-    )?;
+    fs::write(manual.directory.join("gleaner.toml.5"), configuration_page()?)?;
     if let Some(reference) = &manual.reference {
         fs::create_dir_all(reference)?;
         write_reference(reference)?;
@@ -56,15 +53,8 @@ fn configuration_page() -> io::Result<Vec<u8>> {
             roff.control("SH", [format!("[{section}]").as_str()]);
         }
         roff.control("TP", []);
-        roff.text([
-            bold(key.name),
-            roman(format!(" (default: {})", default_of(&key))),
-        ]);
-        roff.text([roman(format!(
-            "{} {}.",
-            one_line(key.doc),
-            expects_of(&key)
-        ))]);
+        roff.text([bold(key.name), roman(format!(" (default: {})", default_of(&key)))]);
+        roff.text([roman(format!("{} {}.", one_line(key.doc), expects_of(&key)))]);
     }
     roff.to_writer(&mut page)?;
     Ok(page)
@@ -77,16 +67,11 @@ const INTRODUCTION: &str = "One TOML file for all of Gleaner's programs: /etc/gl
 
 /// The pages of the book that are generated: each file's name and text.
 pub(crate) fn reference_pages() -> [(&'static str, String); 2] {
-    [
-        ("configuration.md", configuration_reference()),
-        ("commands.md", commands_reference()),
-    ]
+    [("configuration.md", configuration_reference()), ("commands.md", commands_reference())]
 }
 
 fn write_reference(directory: &Path) -> io::Result<()> {
-    reference_pages()
-        .into_iter()
-        .try_for_each(|(name, text)| fs::write(directory.join(name), text))
+    reference_pages().into_iter().try_for_each(|(name, text)| fs::write(directory.join(name), text))
 }
 
 fn configuration_reference() -> String {
@@ -109,9 +94,7 @@ fn configuration_reference() -> String {
 }
 
 fn commands_reference() -> String {
-    let mut command = Arguments::command()
-        .term_width(100)
-        .disable_help_subcommand(true);
+    let mut command = Arguments::command().term_width(100).disable_help_subcommand(true);
     command.build();
     let mut text = "# Commands\n\n<!-- Written by `make man`. -->\n".to_owned();
     describe(&mut command, &mut text);
@@ -119,20 +102,11 @@ fn commands_reference() -> String {
 }
 
 fn describe(command: &mut Command, text: &mut String) {
-    let name = command
-        .get_bin_name()
-        .unwrap_or(command.get_name())
-        .to_owned();
+    let name = command.get_bin_name().unwrap_or(command.get_name()).to_owned();
     let help = command.render_help().to_string();
     let help: Vec<&str> = help.lines().map(str::trim_end).collect();
-    *text += &format!(
-        "\n## {name}\n\n```text\n{}\n```\n",
-        help.join("\n").trim_end()
-    );
-    for child in command
-        .get_subcommands_mut()
-        .filter(|child| !child.is_hide_set())
-    {
+    *text += &format!("\n## {name}\n\n```text\n{}\n```\n", help.join("\n").trim_end());
+    for child in command.get_subcommands_mut().filter(|child| !child.is_hide_set()) {
         describe(child, text);
     }
 }
@@ -150,9 +124,7 @@ fn expects_of(key: &Key) -> String {
 }
 
 fn default_of(key: &Key) -> String {
-    Config::default()
-        .get(key)
-        .map_or_else(|| "not set".into(), |value| value.to_string())
+    Config::default().get(key).map_or_else(|| "not set".into(), |value| value.to_string())
 }
 
 fn default_cell(key: &Key) -> String {
@@ -171,10 +143,7 @@ mod tests {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/src/reference");
         for (name, text) in reference_pages() {
             let written = fs::read_to_string(directory.join(name)).unwrap_or_default();
-            assert!(
-                written == text,
-                "docs/src/reference/{name} is out of date; run `make man`"
-            );
+            assert!(written == text, "docs/src/reference/{name} is out of date; run `make man`");
         }
     }
 

@@ -13,10 +13,7 @@ pub(crate) fn json<T: Serialize>(name: &str, value: &T) {
     let mut object = serde_json::Map::new();
     object.insert("version".into(), JSON_VERSION.into());
     let value = serde_json::to_value(value);
-    object.insert(
-        name.into(),
-        value.unwrap_or_else(|error| error.to_string().into()),
-    );
+    object.insert(name.into(), value.unwrap_or_else(|error| error.to_string().into()));
     let text = serde_json::Value::Object(object).to_string();
     line(&text);
 }
@@ -51,41 +48,26 @@ pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
     }
     let numeric: Vec<bool> = header.iter().map(|name| name.starts_with('>')).collect();
     table.set_header(
-        header
-            .iter()
-            .map(|name| cell(name.trim_start_matches('>'), name.starts_with('>'))),
+        header.iter().map(|name| cell(name.trim_start_matches('>'), name.starts_with('>'))),
     );
     for row in rows {
-        table.add_row(
-            row.iter()
-                .zip(&numeric)
-                .map(|(text, numeric)| cell(text, *numeric)),
-        );
+        table.add_row(row.iter().zip(&numeric).map(|(text, numeric)| cell(text, *numeric)));
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
     let text = table.to_string();
-    text.lines()
-        .map(|line| line.trim_end())
-        .collect::<Vec<_>>()
-        .join("\n")
+    text.lines().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")
 }
 
 fn cell(text: &str, numeric: bool) -> Cell {
-    let alignment = if numeric {
-        CellAlignment::Right
-    } else {
-        CellAlignment::Left
-    };
+    let alignment = if numeric { CellAlignment::Right } else { CellAlignment::Left };
     Cell::new(text).set_alignment(alignment)
 }
 
 /// `name  value` lines, the values in one column.
 pub(crate) fn pairs(pairs: &[(&str, String)]) -> String {
     let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    let lines = pairs
-        .iter()
-        .map(|(name, value)| format!("{name:width$}  {value}"));
+    let lines = pairs.iter().map(|(name, value)| format!("{name:width$}  {value}"));
     lines.collect::<Vec<_>>().join("\n")
 }

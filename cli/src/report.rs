@@ -93,29 +93,17 @@ pub(crate) fn run(common: &Common, report: &Report) -> Result<(), Failure> {
         until_unix_ms: report.until.map_or(0, unix_ms),
     };
     let report = view::Report::from(client.harvester().report(request)?);
-    let definitions = DEFINITIONS
-        .iter()
-        .map(|figure| (figure.name.trim().to_owned(), figure.means))
-        .collect();
-    output::print(
-        common.json,
-        "report",
-        &Defined {
-            report,
-            definitions,
-        },
-        |defined| text(&defined.report),
-    );
+    let definitions =
+        DEFINITIONS.iter().map(|figure| (figure.name.trim().to_owned(), figure.means)).collect();
+    output::print(common.json, "report", &Defined { report, definitions }, |defined| {
+        text(&defined.report)
+    });
     Ok(())
 }
 
 fn text(report: &view::Report) -> String {
     let mut parts = vec![
-        format!(
-            "{} to {}",
-            moment(report.since_unix_ms),
-            moment(report.until_unix_ms)
-        ),
+        format!("{} to {}", moment(report.since_unix_ms), moment(report.until_unix_ms)),
         format!(
             "coverage {:.2} %: the share of the period in which Slurm was observed; nothing is assumed for the rest",
             100.0 * report.coverage
@@ -130,11 +118,7 @@ fn text(report: &view::Report) -> String {
     }
     if !report.gaps.is_empty() {
         let gap = |gap: &view::Gap| {
-            vec![
-                moment(gap.from_unix_ms),
-                moment(gap.until_unix_ms),
-                gap.why.clone(),
-            ]
+            vec![moment(gap.from_unix_ms), moment(gap.until_unix_ms), gap.why.clone()]
         };
         parts.extend([
             String::new(),
@@ -147,9 +131,8 @@ fn text(report: &view::Report) -> String {
 fn figures(report: &view::Report) -> String {
     let row = |figure: &Definition| {
         let value = (figure.value)(report);
-        let of = figure
-            .of
-            .map(|(name, whole)| format!("{} of {name}", share(value, whole(report))));
+        let of =
+            figure.of.map(|(name, whole)| format!("{} of {name}", share(value, whole(report))));
         vec![
             figure.name.to_owned(),
             format!("{value:.1}"),
@@ -157,10 +140,7 @@ fn figures(report: &view::Report) -> String {
             figure.means.to_owned(),
         ]
     };
-    output::table(
-        &["CORES", ">CORE-SECONDS", ">SHARE", "MEANING"],
-        DEFINITIONS.iter().map(row),
-    )
+    output::table(&["CORES", ">CORE-SECONDS", ">SHARE", "MEANING"], DEFINITIONS.iter().map(row))
 }
 
 fn vacates(vacates: &[view::Vacate]) -> String {
@@ -169,9 +149,7 @@ fn vacates(vacates: &[view::Vacate]) -> String {
             moment(vacate.unix_ms),
             vacate.node.clone(),
             vacate.trigger.clone(),
-            vacate
-                .job_id
-                .map_or_else(|| "-".into(), |job| job.to_string()),
+            vacate.job_id.map_or_else(|| "-".into(), |job| job.to_string()),
             vacate.leases.to_string(),
             vacate.processes.to_string(),
             microseconds(vacate.fence_us),
@@ -197,8 +175,5 @@ fn vacates(vacates: &[view::Vacate]) -> String {
         ">JOB WAITED",
     ];
     let note = "steps: time from the trigger's arrival on the node to the end of each";
-    format!(
-        "{}\n{note}",
-        output::table(&header, vacates.iter().map(row))
-    )
+    format!("{}\n{note}", output::table(&header, vacates.iter().map(row)))
 }

@@ -15,12 +15,7 @@ use crate::{
 pub(crate) fn status(common: &Common) -> Result<(), Failure> {
     let (client, _) = client(common)?;
     let status = client.harvester().status(types::GetStatusRequest {})?;
-    output::print(
-        common.json,
-        "status",
-        &view::Status::from(status),
-        status_text,
-    );
+    output::print(common.json, "status", &view::Status::from(status), status_text);
     Ok(())
 }
 
@@ -32,9 +27,7 @@ fn status_text(status: &view::Status) -> String {
         }
         (false, mode) => mode.to_owned(),
     };
-    let seen = status
-        .picture_age_ms
-        .and_then(|age| i64::try_from(age).ok());
+    let seen = status.picture_age_ms.and_then(|age| i64::try_from(age).ok());
     let slurm = match (&status.slurm_error, seen) {
         (Some(error), _) => format!("not readable: {error}"),
         (None, Some(age)) => {
@@ -46,15 +39,7 @@ fn status_text(status: &view::Status) -> String {
     let uptime = i64::try_from(status.uptime_ms).unwrap_or(i64::MAX);
     output::pairs(&[
         ("cluster", status.cluster.clone()),
-        (
-            "harvester",
-            format!(
-                "{} up {}, term {}",
-                status.version,
-                span_ms(uptime),
-                status.term
-            ),
-        ),
+        ("harvester", format!("{} up {}, term {}", status.version, span_ms(uptime), status.term)),
         ("mode", mode),
         ("slurm", slurm),
         (
@@ -71,13 +56,7 @@ fn status_text(status: &view::Status) -> String {
                 status.nodes_total, status.nodes_idle, status.nodes_opted_in, status.executors
             ),
         ),
-        (
-            "harvested",
-            format!(
-                "{} nodes, {} cores",
-                status.nodes_granted, status.cores_granted
-            ),
-        ),
+        ("harvested", format!("{} nodes, {} cores", status.nodes_granted, status.cores_granted)),
         (
             "leased",
             format!(
@@ -94,9 +73,7 @@ pub(crate) fn nodes(common: &Common, nodes: &Nodes) -> Result<(), Failure> {
     let nodelist = nodes.nodelist.clone().unwrap_or_default();
     hostlist::expand(&nodelist).map_err(|error| Failure::new(Code::Local, error.to_string()))?;
     let (client, _) = client(common)?;
-    let reply = client
-        .harvester()
-        .nodes(types::ListNodesRequest { nodelist })?;
+    let reply = client.harvester().nodes(types::ListNodesRequest { nodelist })?;
     let nodes: Vec<_> = reply.nodes.into_iter().map(view::Node::from).collect();
     output::print(common.json, "nodes", &nodes, |nodes| {
         let header = [
@@ -112,17 +89,11 @@ fn node_row(node: &view::Node) -> Vec<String> {
     if let Some(job) = node.hold_job_id {
         why.push(format!("held for job {job}"));
     }
-    if let Some(ms) = node
-        .expected_idle_in_ms
-        .and_then(|ms| i64::try_from(ms).ok())
-    {
+    if let Some(ms) = node.expected_idle_in_ms.and_then(|ms| i64::try_from(ms).ok()) {
         why.push(format!("expected idle in {}", span_ms(ms)));
     }
     why.extend(node.limitations.iter().cloned());
-    let idle = node
-        .idle_ms
-        .and_then(|ms| i64::try_from(ms).ok())
-        .unwrap_or(-1);
+    let idle = node.idle_ms.and_then(|ms| i64::try_from(ms).ok()).unwrap_or(-1);
     vec![
         node.name.clone(),
         node.slurm_state.clone(),
@@ -139,46 +110,31 @@ fn node_row(node: &view::Node) -> Vec<String> {
 /// Leases, live or ended.
 pub(crate) fn leases(common: &Common, leases: &Leases) -> Result<(), Failure> {
     let (client, _) = client(common)?;
-    let request = types::ListLeasesRequest {
-        ended: leases.ended,
-        limit: leases.limit,
-    };
+    let request = types::ListLeasesRequest { ended: leases.ended, limit: leases.limit };
     let reply = client.harvester().leases(request)?;
     let leases: Vec<_> = reply.leases.into_iter().map(view::Lease::from).collect();
-    output::print(common.json, "leases", &leases, |leases| {
-        match leases.as_slice() {
-            [] => "no leases".into(),
-            leases => {
-                let header = [
-                    ">LEASE", "NODE", "USER", "ACCOUNT", ">CORES", ">MEMORY", "STATE", "SINCE",
-                    ">LEFT", ">CALLS", ">CPU", "END",
-                ];
-                output::table(&header, leases.iter().map(lease_row))
-            }
+    output::print(common.json, "leases", &leases, |leases| match leases.as_slice() {
+        [] => "no leases".into(),
+        leases => {
+            let header = [
+                ">LEASE", "NODE", "USER", "ACCOUNT", ">CORES", ">MEMORY", "STATE", "SINCE",
+                ">LEFT", ">CALLS", ">CPU", "END",
+            ];
+            output::table(&header, leases.iter().map(lease_row))
         }
     });
     Ok(())
 }
 
 fn lease_row(lease: &view::Lease) -> Vec<String> {
-    let left = lease
-        .expires_in_ms
-        .and_then(|ms| i64::try_from(ms).ok())
-        .unwrap_or(-1);
+    let left = lease.expires_in_ms.and_then(|ms| i64::try_from(ms).ok()).unwrap_or(-1);
     let usage = lease.usage.as_ref();
-    let end: Vec<&str> = [&lease.end_reason, &lease.end_detail]
-        .into_iter()
-        .flatten()
-        .map(String::as_str)
-        .collect();
+    let end: Vec<&str> =
+        [&lease.end_reason, &lease.end_detail].into_iter().flatten().map(String::as_str).collect();
     vec![
         lease.lease_id.to_string(),
         lease.node.clone(),
-        if lease.user.is_empty() {
-            lease.uid.to_string()
-        } else {
-            lease.user.clone()
-        },
+        if lease.user.is_empty() { lease.uid.to_string() } else { lease.user.clone() },
         or_dash(lease.account.as_deref().unwrap_or_default()),
         lease.cores.to_string(),
         bytes(lease.memory_bytes),

@@ -33,12 +33,8 @@ pub(crate) fn slurm_time(text: &str) -> Result<Duration, String> {
     if text.contains(|c: char| c.is_ascii_alphabetic()) {
         return duration(text);
     }
-    let numbers = |text: &str| {
-        text.split(':')
-            .map(str::parse)
-            .collect::<Result<Vec<u64>, _>>()
-            .ok()
-    };
+    let numbers =
+        |text: &str| text.split(':').map(str::parse).collect::<Result<Vec<u64>, _>>().ok();
     let fields = match text.split_once('-') {
         Some((days, rest)) => days.parse().ok().zip(numbers(rest)),
         None => numbers(text).map(|fields| (0, fields)),
@@ -53,24 +49,19 @@ pub(crate) fn slurm_time(text: &str) -> Result<Duration, String> {
     };
     let told =
         "give MINUTES, HOURS:MINUTES:SECONDS, DAYS-HOURS:MINUTES:SECONDS, or a duration as \"90s\"";
-    seconds
-        .filter(|seconds| *seconds > 0)
-        .map(Duration::from_secs)
-        .ok_or_else(|| told.into())
+    seconds.filter(|seconds| *seconds > 0).map(Duration::from_secs).ok_or_else(|| told.into())
 }
 
 fn sum(terms: &[(u64, u64)]) -> Option<u64> {
-    terms.iter().try_fold(0_u64, |total, (count, unit)| {
-        total.checked_add(count.checked_mul(*unit)?)
-    })
+    terms
+        .iter()
+        .try_fold(0_u64, |total, (count, unit)| total.checked_add(count.checked_mul(*unit)?))
 }
 
 /// A moment: a duration ago, or a date with or without a time of day, in UTC.
 pub(crate) fn moment(text: &str) -> Result<SystemTime, String> {
     if let Ok(ago) = humantime::parse_duration(text) {
-        return SystemTime::now()
-            .checked_sub(ago)
-            .ok_or_else(|| "too long ago".into());
+        return SystemTime::now().checked_sub(ago).ok_or_else(|| "too long ago".into());
     }
     let dated = humantime::parse_rfc3339_weak(text)
         .or_else(|_| humantime::parse_rfc3339_weak(&format!("{text} 00:00:00")));
@@ -96,15 +87,7 @@ mod tests {
         for (text, seconds) in cases {
             assert_eq!(slurm_time(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
-        for text in [
-            "",
-            "0",
-            "1:2:3:4",
-            "-5",
-            "1-",
-            "1d-2",
-            "99999999999999999999",
-        ] {
+        for text in ["", "0", "1:2:3:4", "-5", "1-", "1d-2", "99999999999999999999"] {
             assert!(slurm_time(text).is_err(), "{text}");
         }
     }
@@ -121,10 +104,7 @@ mod tests {
     #[test]
     fn moments() {
         assert!(moment("7d").is_ok());
-        assert_eq!(
-            moment("1970-01-02"),
-            Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(86_400))
-        );
+        assert_eq!(moment("1970-01-02"), Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(86_400)));
         assert!(moment("yesterday").is_err());
     }
 }

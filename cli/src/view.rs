@@ -161,11 +161,7 @@ impl From<types::LeaseInfo> for Lease {
             state: lease.state,
             created_unix_ms: lease.created_unix_ms,
             ended_unix_ms: (!live).then_some(lease.ended_unix_ms),
-            expires_in_ms: if live {
-                known(lease.expires_in_ms)
-            } else {
-                None
-            },
+            expires_in_ms: if live { known(lease.expires_in_ms) } else { None },
             end_reason: (reason != EndReason::Unspecified).then(|| word(reason.as_str_name())),
             end_detail: text(lease.end_detail),
             usage: lease.usage.map(Usage::from),
@@ -266,11 +262,7 @@ impl From<types::VacateInfo> for Vacate {
 
 impl From<types::Gap> for Gap {
     fn from(gap: types::Gap) -> Self {
-        Self {
-            from_unix_ms: gap.from_unix_ms,
-            until_unix_ms: gap.until_unix_ms,
-            why: gap.why,
-        }
+        Self { from_unix_ms: gap.from_unix_ms, until_unix_ms: gap.until_unix_ms, why: gap.why }
     }
 }
 

@@ -10,11 +10,7 @@ use serde_json::Value;
 /// The command, with an environment of its own: no file of the machine's is read.
 fn gleaner(directory: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gleaner"));
-    command
-        .args(arguments)
-        .env_clear()
-        .env("PATH", "/usr/bin:/bin")
-        .current_dir(directory);
+    command.args(arguments).env_clear().env("PATH", "/usr/bin:/bin").current_dir(directory);
     command
         .env("GLEANER_CONFIG", directory.join("gleaner.toml"))
         .output()
@@ -57,10 +53,7 @@ fn a_wrong_configuration_ends_with_3_and_names_every_line() {
         told.contains("gleaner.toml:2: slurm.pol: no such key; did you mean \"poll\"?"),
         "{told}"
     );
-    assert!(
-        told.contains("gleaner.toml:3: slurm.timeout: it is an integer"),
-        "{told}"
-    );
+    assert!(told.contains("gleaner.toml:3: slurm.timeout: it is an integer"), "{told}");
 
     let error = &json(&gleaner(directory.path(), &["--json", "status"]))["error"];
     assert_eq!(error["code"], 3);
@@ -69,31 +62,14 @@ fn a_wrong_configuration_ends_with_3_and_names_every_line() {
 #[test]
 fn a_right_configuration_is_shown_with_origins_and_reads_back() {
     let directory = with_file("[slurm]\npoll = \"2s\"\n");
-    assert_eq!(
-        gleaner(directory.path(), &["config", "check"])
-            .status
-            .code(),
-        Some(0)
-    );
+    assert_eq!(gleaner(directory.path(), &["config", "check"]).status.code(), Some(0));
 
     let shown = gleaner(
         directory.path(),
-        &[
-            "config",
-            "show",
-            "--origin",
-            "--set",
-            "policy.reserve_nodes=2",
-        ],
+        &["config", "show", "--origin", "--set", "policy.reserve_nodes=2"],
     );
     let shown = text(&shown.stdout);
-    let line = |key: &str| {
-        shown
-            .lines()
-            .find(|line| line.starts_with(key))
-            .expect(key)
-            .to_owned()
-    };
+    let line = |key: &str| shown.lines().find(|line| line.starts_with(key)).expect(key).to_owned();
     assert!(line("poll").ends_with("gleaner.toml:2"), "{shown}");
     assert!(line("reserve_nodes").ends_with("flag --set"), "{shown}");
     assert!(line("timeout").ends_with("default"), "{shown}");
@@ -104,23 +80,16 @@ fn a_right_configuration_is_shown_with_origins_and_reads_back() {
         json(&output)["config"].clone()
     };
     let set = changed(again.path());
-    let poll = set
-        .as_array()
-        .expect("a list")
-        .iter()
-        .find(|key| key["key"] == "slurm.poll");
+    let poll = set.as_array().expect("a list").iter().find(|key| key["key"] == "slurm.poll");
     assert_eq!(poll.expect("the key")["value"], "2s");
 }
 
 #[test]
 fn a_harvester_that_is_not_there_ends_with_4_and_a_remedy() {
     let directory = nobody_listens();
-    for verb in [
-        vec!["status"],
-        vec!["nodes"],
-        vec!["drain", "n1", "--reason", "x"],
-        vec!["report"],
-    ] {
+    for verb in
+        [vec!["status"], vec!["nodes"], vec!["drain", "n1", "--reason", "x"], vec!["report"]]
+    {
         let output = gleaner(directory.path(), &verb);
         assert_eq!(output.status.code(), Some(4), "{verb:?}");
         let told = text(&output.stderr);
@@ -137,10 +106,8 @@ fn doctor_ends_with_7_and_gives_each_fault_its_remedy() {
     assert_eq!(output.status.code(), Some(7));
     let value = json(&output);
     let findings = value["doctor"].as_array().expect("a list");
-    let harvester = findings
-        .iter()
-        .find(|finding| finding["name"] == "harvester")
-        .expect("looked at");
+    let harvester =
+        findings.iter().find(|finding| finding["name"] == "harvester").expect("looked at");
     assert_eq!(harvester["health"], "bad");
     for finding in findings {
         let must = finding["health"] == "bad" || finding["health"] == "warning";
@@ -160,11 +127,7 @@ fn the_command_line_is_checked_before_anything_else() {
         vec!["drain", "n1"],
         vec!["report", "--since", "once"],
     ] {
-        assert_eq!(
-            gleaner(directory.path(), &arguments).status.code(),
-            Some(2),
-            "{arguments:?}"
-        );
+        assert_eq!(gleaner(directory.path(), &arguments).status.code(), Some(2), "{arguments:?}");
     }
 }
 

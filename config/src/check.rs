@@ -37,11 +37,7 @@ pub(crate) fn broken_rules(config: &Config) -> Vec<Broken> {
 }
 
 fn report(broken: &mut Vec<Broken>, key: &'static str, why: String, remedy: impl Into<String>) {
-    broken.push(Broken {
-        key,
-        why,
-        remedy: remedy.into(),
-    });
+    broken.push(Broken { key, why, remedy: remedy.into() });
 }
 
 fn single_user_stays_on_loopback(config: &Config, broken: &mut Vec<Broken>) {
@@ -84,12 +80,9 @@ fn opt_ins(config: &Config, broken: &mut Vec<Broken>) {
                 error.to_string(),
                 "write it as `scontrol show hostlist` does, as \"n[1-64]\"",
             ),
-            Ok(names) if names.is_empty() => report(
-                broken,
-                "policy.nodes",
-                "an empty text names no node".into(),
-                "remove it",
-            ),
+            Ok(names) if names.is_empty() => {
+                report(broken, "policy.nodes", "an empty text names no node".into(), "remove it")
+            }
             Ok(_) => {}
         }
     }
@@ -145,12 +138,7 @@ fn periods(config: &Config, broken: &mut Vec<Broken>) {
 fn addresses(config: &Config, broken: &mut Vec<Broken>) {
     if !is_host_port(&config.harvester.address) {
         let why = format!("{:?} is no host and port", config.harvester.address);
-        report(
-            broken,
-            "harvester.address",
-            why,
-            "give HOST:PORT, as \"head:7817\"",
-        );
+        report(broken, "harvester.address", why, "give HOST:PORT, as \"head:7817\"");
     }
     let names = [
         ("cluster.name", &config.cluster.name),
@@ -187,12 +175,7 @@ fn sizes(config: &Config, broken: &mut Vec<Broken>) {
     ];
     for (key, number) in positive {
         if number == Some(0) {
-            report(
-                broken,
-                key,
-                "0 would allow nothing".into(),
-                "give at least 1",
-            );
+            report(broken, key, "0 would allow nothing".into(), "give at least 1");
         }
     }
 }

@@ -100,7 +100,7 @@ impl Loaded {
 pub struct Sources {
     /// The file named by a flag or variable; `None`: [`DEFAULT_PATH`] if it exists.
     pub path: Option<PathBuf>,
-    /// Variables of the form `GLEANER_<SECTION>_<KEY>`; others are ignored.
+    /// Variables; those of the form `GLEANER_<SECTION>_<KEY>` count.
     pub variables: Vec<(String, String)>,
     /// `section.key=value`, as given to `--set`.
     pub flags: Vec<String>,
@@ -113,11 +113,7 @@ impl Sources {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         };
         let path = path.or_else(|| std::env::var_os(PATH_VARIABLE).map(PathBuf::from));
-        Self {
-            path,
-            variables: std::env::vars_os().filter_map(text).collect(),
-            flags,
-        }
+        Self { path, variables: std::env::vars_os().filter_map(text).collect(), flags }
     }
 
     /// Reads, merges and checks.
@@ -146,11 +142,7 @@ impl Sources {
             return Err(ConfigError::Invalid(merge.problems));
         }
         let path = file.map(|(path, _)| path.to_owned());
-        Ok(Loaded {
-            config: merge.config,
-            path,
-            origins: merge.origins,
-        })
+        Ok(Loaded { config: merge.config, path, origins: merge.origins })
     }
 }
 
@@ -210,20 +202,15 @@ impl Merge {
         }
         for (key, value) in in_order(table) {
             let value = plain(value.get_ref());
-            self.set(section, key.get_ref(), at(key), |section, key| {
-                section.set(key, &value)
-            });
+            self.set(section, key.get_ref(), at(key), |section, key| section.set(key, &value));
         }
     }
 
     fn variables(&mut self, variables: &[(String, String)]) {
-        let keys = Config::keys();
         for (name, text) in variables {
-            if let Some(key) = keys.iter().find(|key| key.variable() == *name) {
+            if let Some((section, key)) = split_variable(name) {
                 let origin = Origin::Environment(name.clone());
-                self.set(key.section, key.name, origin, |section, key| {
-                    section.set_text(key, text)
-                });
+                self.set(section, &key, origin, |section, key| section.set_text(key, text));
             }
         }
     }
@@ -242,10 +229,8 @@ impl Merge {
                 }
                 None => {
                     let why = format!("{flag:?} is no setting");
-                    let cause = Cause::Value {
-                        why,
-                        expects: "SECTION.KEY=VALUE, as --set slurm.poll=2s",
-                    };
+                    let cause =
+                        Cause::Value { why, expects: "SECTION.KEY=VALUE, as --set slurm.poll=2s" };
                     self.problem(Origin::Flag, String::new(), cause);
                 }
             }
@@ -254,15 +239,8 @@ impl Merge {
 
     fn rules(&mut self) {
         for broken in check::broken_rules(&self.config) {
-            let origin = self
-                .origins
-                .get(broken.key)
-                .cloned()
-                .unwrap_or(Origin::Default);
-            let cause = Cause::Rule {
-                why: broken.why,
-                remedy: broken.remedy,
-            };
+            let origin = self.origins.get(broken.key).cloned().unwrap_or(Origin::Default);
+            let cause = Cause::Rule { why: broken.why, remedy: broken.remedy };
             self.problem(origin, broken.key.to_owned(), cause);
         }
     }
@@ -287,25 +265,30 @@ impl Merge {
                     self.origins.insert(path, origin);
                     return;
                 }
-                Err(why) => Cause::Value {
-                    why,
-                    expects: known.expects,
-                },
+                Err(why) => Cause::Value { why, expects: known.expects },
             },
         };
         self.problem(origin, path, cause);
     }
 
     fn unknown_section(&self, name: &str) -> Cause {
-        Cause::UnknownSection(nearest(
-            name,
-            self.config.sections().iter().map(|(name, _)| *name),
-        ))
+        Cause::UnknownSection(nearest(name, self.config.sections().iter().map(|(name, _)| *name)))
     }
 
     fn problem(&mut self, origin: Origin, key: String, cause: Cause) {
         self.problems.push(Problem { origin, key, cause });
     }
+}
+
+/// The section and the key of `GLEANER_<SECTION>_<KEY>`, if there is such a section: a misspelt key is then refused.
+fn split_variable(name: &str) -> Option<(&'static str, String)> {
+    let rest = name.strip_prefix("GLEANER_")?.to_lowercase();
+    let sections = Config::default().sections().map(|(section, _)| section);
+    let mut split = sections.iter().filter_map(|section| {
+        let key = rest.strip_prefix(section)?.strip_prefix('_')?;
+        Some((*section, key.to_owned()))
+    });
+    split.next()
 }
 
 /// A key with its place in the file.
@@ -314,10 +297,7 @@ type Name<'i> = Spanned<Cow<'i, str>>;
 fn line_of(path: &Path, text: &str, offset: usize) -> Origin {
     let before = &text.as_bytes()[..offset.min(text.len())];
     let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
-    Origin::File {
-        path: path.to_owned(),
-        line,
-    }
+    Origin::File { path: path.to_owned(), line }
 }
 
 /// A table's entries in the order of the file.

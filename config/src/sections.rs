@@ -205,11 +205,7 @@ impl Config {
 
     /// Every key there is, in the file's order.
     pub fn keys() -> Vec<Key> {
-        Self::default()
-            .sections()
-            .iter()
-            .flat_map(|(_, section)| section.keys())
-            .collect()
+        Self::default().sections().iter().flat_map(|(_, section)| section.keys()).collect()
     }
 
     /// The file of the database.

@@ -36,20 +36,13 @@ impl FromStr for ByteSize {
     fn from_str(text: &str) -> Result<Self, String> {
         let bad = || format!("{text:?} is no size");
         let trimmed = text.trim().trim_end_matches("iB").trim_end_matches('B');
-        let unit = trimmed
-            .chars()
-            .last()
-            .map(|c| c.to_ascii_uppercase())
-            .ok_or_else(bad)?;
+        let unit = trimmed.chars().last().map(|c| c.to_ascii_uppercase()).ok_or_else(bad)?;
         let (digits, shift) = match UNITS.iter().find(|(name, _)| *name == unit) {
             Some((_, shift)) => (&trimmed[..trimmed.len() - 1], *shift),
             None => (trimmed, 0),
         };
         let number: u64 = digits.trim().parse().map_err(|_| bad())?;
-        number
-            .checked_mul(1 << shift)
-            .map(Self)
-            .ok_or_else(|| format!("{text:?} is too large"))
+        number.checked_mul(1 << shift).map(Self).ok_or_else(|| format!("{text:?} is too large"))
     }
 }
 
@@ -164,9 +157,7 @@ words! {
 }
 
 fn text_of(value: &Value) -> Result<&str, String> {
-    value
-        .as_str()
-        .ok_or_else(|| format!("it is {}", kind_of(value)))
+    value.as_str().ok_or_else(|| format!("it is {}", kind_of(value)))
 }
 
 fn kind_of(value: &Value) -> String {
@@ -198,31 +189,20 @@ macro_rules! textual {
     };
 }
 
-textual!(
-    String,
-    "text, as \"name\"",
-    |text| Ok(text.to_owned()),
-    |value| value.clone()
-);
+textual!(String, "text, as \"name\"", |text| Ok(text.to_owned()), |value| value.clone());
 textual!(
     PathBuf,
     "an absolute path, as \"/var/lib/gleaner\"",
     |text| {
         let path = PathBuf::from(text);
-        if path.is_absolute() {
-            Ok(path)
-        } else {
-            Err(format!("{text:?} is not absolute"))
-        }
+        if path.is_absolute() { Ok(path) } else { Err(format!("{text:?} is not absolute")) }
     },
     |value| value.display().to_string()
 );
 textual!(
     SocketAddr,
     "an IP address and a port, as \"0.0.0.0:7817\" or \"[::]:7817\"",
-    |text| text
-        .parse()
-        .map_err(|_| format!("{text:?} is no address with a port")),
+    |text| text.parse().map_err(|_| format!("{text:?} is no address with a port")),
     |value| value.to_string()
 );
 textual!(
@@ -238,9 +218,9 @@ impl Setting for ByteSize {
 
     fn read(value: &Value) -> Result<Self, String> {
         match value.as_integer() {
-            Some(bytes) => u64::try_from(bytes)
-                .map(Self)
-                .map_err(|_| format!("{bytes} is negative")),
+            Some(bytes) => {
+                u64::try_from(bytes).map(Self).map_err(|_| format!("{bytes} is negative"))
+            }
             None => text_of(value)?.parse(),
         }
     }
@@ -258,18 +238,12 @@ impl Setting for u32 {
     const EXPECTS: &'static str = "a whole number from 0 to 4294967295";
 
     fn read(value: &Value) -> Result<Self, String> {
-        let number = value
-            .as_integer()
-            .ok_or_else(|| format!("it is {}", kind_of(value)))?;
-        number
-            .try_into()
-            .map_err(|_| format!("{number} is out of range"))
+        let number = value.as_integer().ok_or_else(|| format!("it is {}", kind_of(value)))?;
+        number.try_into().map_err(|_| format!("{number} is out of range"))
     }
 
     fn read_text(text: &str) -> Result<Self, String> {
-        text.trim()
-            .parse()
-            .map_err(|_| format!("{text:?} is not such a number"))
+        text.trim().parse().map_err(|_| format!("{text:?} is not such a number"))
     }
 
     fn write(&self) -> Option<Value> {
@@ -281,15 +255,11 @@ impl Setting for bool {
     const EXPECTS: &'static str = "true or false";
 
     fn read(value: &Value) -> Result<Self, String> {
-        value
-            .as_bool()
-            .ok_or_else(|| format!("it is {}", kind_of(value)))
+        value.as_bool().ok_or_else(|| format!("it is {}", kind_of(value)))
     }
 
     fn read_text(text: &str) -> Result<Self, String> {
-        text.trim()
-            .parse()
-            .map_err(|_| format!("{text:?} is neither"))
+        text.trim().parse().map_err(|_| format!("{text:?} is neither"))
     }
 
     fn write(&self) -> Option<Value> {
@@ -301,13 +271,8 @@ impl Setting for Vec<String> {
     const EXPECTS: &'static str = "a list of texts, as [\"a\", \"b\"] (in a variable or flag: a,b)";
 
     fn read(value: &Value) -> Result<Self, String> {
-        let items = value
-            .as_array()
-            .ok_or_else(|| format!("it is {}", kind_of(value)))?;
-        items
-            .iter()
-            .map(|item| text_of(item).map(str::to_owned))
-            .collect()
+        let items = value.as_array().ok_or_else(|| format!("it is {}", kind_of(value)))?;
+        items.iter().map(|item| text_of(item).map(str::to_owned)).collect()
     }
 
     fn read_text(text: &str) -> Result<Self, String> {
@@ -315,9 +280,7 @@ impl Setting for Vec<String> {
     }
 
     fn write(&self) -> Option<Value> {
-        Some(Value::Array(
-            self.iter().map(|item| item.as_str().into()).collect(),
-        ))
+        Some(Value::Array(self.iter().map(|item| item.as_str().into()).collect()))
     }
 }
 
@@ -332,11 +295,7 @@ fn split_outside_brackets(text: &str) -> Vec<String> {
         }
         c == ',' && depth == 0
     });
-    parts
-        .map(str::trim)
-        .filter(|part| !part.is_empty())
-        .map(str::to_owned)
-        .collect()
+    parts.map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
 }
 
 impl<T: Setting> Setting for Option<T> {
@@ -347,11 +306,7 @@ impl<T: Setting> Setting for Option<T> {
     }
 
     fn read_text(text: &str) -> Result<Self, String> {
-        if text.is_empty() {
-            Ok(None)
-        } else {
-            T::read_text(text).map(Some)
-        }
+        if text.is_empty() { Ok(None) } else { T::read_text(text).map(Some) }
     }
 
     fn write(&self) -> Option<Value> {
@@ -367,14 +322,9 @@ mod tests {
 
     #[test]
     fn sizes_are_read_as_slurm_writes_them() {
-        for (text, bytes) in [
-            ("0", 0),
-            ("1", 1),
-            ("4K", 4096),
-            ("2m", 2 << 20),
-            ("4GiB", 4 << 30),
-            ("1T", 1 << 40),
-        ] {
+        for (text, bytes) in
+            [("0", 0), ("1", 1), ("4K", 4096), ("2m", 2 << 20), ("4GiB", 4 << 30), ("1T", 1 << 40)]
+        {
             assert_eq!(text.parse::<ByteSize>(), Ok(ByteSize(bytes)), "{text}");
         }
         for text in ["", "G", "-1", "1.5G", "4X", "99999999999T"] {
@@ -384,10 +334,7 @@ mod tests {
 
     #[test]
     fn a_hostlist_stays_one_item() {
-        assert_eq!(
-            Vec::<String>::read_text("n[1,3], m,"),
-            Ok(vec!["n[1,3]".into(), "m".into()])
-        );
+        assert_eq!(Vec::<String>::read_text("n[1,3], m,"), Ok(vec!["n[1,3]".into(), "m".into()]));
     }
 
     proptest! {

@@ -32,10 +32,7 @@ fn a_site_is_read_with_the_line_of_each_key() {
     assert_eq!(loaded.config.executor.memory, Some(ByteSize(4 << 30)));
     assert_eq!(loaded.config.executor.cores, Some(8));
     assert_eq!(loaded.origin("slurm.poll").to_string(), "gleaner.toml:5");
-    assert_eq!(
-        loaded.origin("executor.cores").to_string(),
-        "gleaner.toml:14"
-    );
+    assert_eq!(loaded.origin("executor.cores").to_string(), "gleaner.toml:14");
     assert_eq!(loaded.origin("slurm.timeout"), &Origin::Default);
 }
 
@@ -56,35 +53,17 @@ fn an_unknown_key_is_refused_with_the_nearest() {
 #[test]
 fn a_wrong_value_is_told_what_is_expected() {
     let cases = [
-        (
-            "[slurm]\npoll = 5\n",
-            "slurm.poll: it is an integer; give a duration with its unit",
-        ),
-        (
-            "[slurm]\npoll = \"5 parsecs\"\n",
-            "give a duration with its unit",
-        ),
-        (
-            "[executor]\nmemory = \"lots\"\n",
-            "executor.memory: \"lots\" is no size; give a size",
-        ),
+        ("[slurm]\npoll = 5\n", "slurm.poll: it is an integer; give a duration with its unit"),
+        ("[slurm]\npoll = \"5 parsecs\"\n", "give a duration with its unit"),
+        ("[executor]\nmemory = \"lots\"\n", "executor.memory: \"lots\" is no size; give a size"),
         (
             "[policy]\nmode = \"force\"\n",
             "\"force\" is not known; give one of \"observe\" \"enforce\"",
         ),
         ("[executor]\ncores = -1\n", "-1 is out of range"),
-        (
-            "[harvester]\nlisten = \"head\"\n",
-            "give an IP address and a port",
-        ),
-        (
-            "[harvester]\nstate_dir = \"var\"\n",
-            "\"var\" is not absolute",
-        ),
-        (
-            "[policy]\npartitions = \"batch\"\n",
-            "it is a string; give a list of texts",
-        ),
+        ("[harvester]\nlisten = \"head\"\n", "give an IP address and a port"),
+        ("[harvester]\nstate_dir = \"var\"\n", "\"var\" is not absolute"),
+        ("[policy]\npartitions = \"batch\"\n", "it is a string; give a list of texts"),
         ("[policy]\npartitions = [1]\n", "it is an integer"),
     ];
     for (text, expected) in cases {
@@ -97,10 +76,7 @@ fn a_wrong_value_is_told_what_is_expected() {
 #[test]
 fn text_that_is_no_toml_names_its_line() {
     let message = problem("[slurm]\npoll = \"1s\"\n= 3\n");
-    assert!(
-        message.starts_with("gleaner.toml:3: not TOML: "),
-        "{message}"
-    );
+    assert!(message.starts_with("gleaner.toml:3: not TOML: "), "{message}");
     assert!(problem("[slurm]\npoll = \"1s\"\npoll = \"2s\"\n").starts_with("gleaner.toml:3: "));
 }
 
@@ -130,32 +106,18 @@ fn rules_between_values_hold() {
 #[test]
 fn single_user_mode_refuses_to_listen_beyond_loopback() {
     let error = parse("[cluster]\nauth = \"single-user\"\n").expect_err("listens everywhere");
-    let keys: Vec<_> = error
-        .problems()
-        .iter()
-        .map(|problem| problem.key.as_str())
-        .collect();
+    let keys: Vec<_> = error.problems().iter().map(|problem| problem.key.as_str()).collect();
     assert_eq!(keys, ["harvester.listen", "executor.listen"]);
-    assert!(
-        error.to_string().contains("listen on \"127.0.0.1:7817\""),
-        "{error}"
-    );
+    assert!(error.to_string().contains("listen on \"127.0.0.1:7817\""), "{error}");
 
     let text = "[cluster]\nauth = \"single-user\"\n[harvester]\nlisten = \"127.0.0.1:0\"\n[executor]\nlisten = \"[::1]:0\"\n";
-    assert_eq!(
-        parse(text).expect("loopback").config.cluster.auth,
-        Auth::SingleUser
-    );
+    assert_eq!(parse(text).expect("loopback").config.cluster.auth, Auth::SingleUser);
 }
 
 #[test]
 fn all_problems_are_reported_at_once_in_the_files_order() {
     let error = parse("[slurm]\npoll = 1\ntimeot = \"1s\"\n[zzzzz]\n").expect_err("three problems");
-    let keys: Vec<_> = error
-        .problems()
-        .iter()
-        .map(|problem| problem.key.as_str())
-        .collect();
+    let keys: Vec<_> = error.problems().iter().map(|problem| problem.key.as_str()).collect();
     assert_eq!(keys, ["slurm.poll", "slurm.timeot", "zzzzz"]);
 }
 
@@ -178,49 +140,26 @@ fn variables_override_the_file_and_flags_override_variables() {
     assert_eq!(loaded.config.slurm.timeout, Duration::from_secs(20));
     assert_eq!(loaded.config.policy.nodes, ["n[1,3]", "m"]);
     assert_eq!(loaded.origin("slurm.poll"), &Origin::Flag);
-    assert_eq!(
-        loaded.origin("policy.nodes").to_string(),
-        "environment GLEANER_POLICY_NODES"
-    );
+    assert_eq!(loaded.origin("policy.nodes").to_string(), "environment GLEANER_POLICY_NODES");
 }
 
 #[test]
 fn a_wrong_variable_or_flag_names_itself() {
-    let variable = Sources {
-        path: None,
-        variables: vec![("GLEANER_SLURM_POLL".into(), "soon".into())],
-        flags: Vec::new(),
-    };
-    assert!(
-        variable
-            .load()
-            .expect_err("no duration")
-            .to_string()
-            .starts_with("environment GLEANER_SLURM_POLL: ")
-    );
+    for (name, text) in [("GLEANER_SLURM_POLL", "soon"), ("GLEANER_SLURM_POL", "1s")] {
+        let variables = vec![(name.into(), text.into())];
+        let error = Sources { variables, ..Sources::default() }.load().expect_err(name);
+        assert!(error.to_string().starts_with(&format!("environment {name}: ")), "{error}");
+    }
     for flag in ["slurm.poll", "poll=1s", "slurm.pol=1s"] {
-        let flags = Sources {
-            flags: vec![flag.into()],
-            ..Sources::default()
-        };
-        assert!(
-            flags
-                .load()
-                .expect_err(flag)
-                .to_string()
-                .starts_with("flag --set: "),
-            "{flag}"
-        );
+        let flags = Sources { flags: vec![flag.into()], ..Sources::default() };
+        assert!(flags.load().expect_err(flag).to_string().starts_with("flag --set: "), "{flag}");
     }
 }
 
 #[test]
 fn a_named_file_must_exist() {
     let error = Config::load(Path::new("/nonexistent/gleaner.toml")).expect_err("absent");
-    assert!(
-        error.to_string().contains("/nonexistent/gleaner.toml"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("/nonexistent/gleaner.toml"), "{error}");
     assert!(error.to_string().contains("--config"), "{error}");
 }
 

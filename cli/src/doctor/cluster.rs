@@ -1,11 +1,10 @@
 //! Munge and the harvester.
 
-use gleaner::{Client, harvester::types};
+use gleaner::{Client, Options, harvester::types};
 use gleaner_config::{Auth, Config};
 use gleaner_identity::Munge;
 
 use super::Finding;
-use crate::connect::options;
 
 const MUNGE: &str = "munge";
 
@@ -25,11 +24,9 @@ pub(super) fn munge(config: &Config) -> Finding {
             MUNGE,
             format!("a credential of uid {} was made and read back", decoded.uid),
         ),
-        Ok(decoded) => Finding::bad(
-            MUNGE,
-            format!("munge takes this user for uid {}", decoded.uid),
-            remedy,
-        ),
+        Ok(decoded) => {
+            Finding::bad(MUNGE, format!("munge takes this user for uid {}", decoded.uid), remedy)
+        }
         Err(error) => Finding::bad(MUNGE, error.to_string(), remedy),
     }
 }
@@ -41,7 +38,7 @@ pub(super) fn harvester(config: &Config) -> Vec<Finding> {
     let remedy = format!(
         "see that gleaner-harvester runs (`systemctl status gleaner-harvester`) and that harvester.address = {address:?} is right"
     );
-    let client = match Client::connect(options(config)) {
+    let client = match Client::connect(Options::from(config)) {
         Ok(client) => client,
         Err(error) => return vec![Finding::bad(HARVESTER, error.to_string(), remedy)],
     };
@@ -53,20 +50,13 @@ pub(super) fn harvester(config: &Config) -> Vec<Finding> {
         "{address}: version {}, term {}, {} executors",
         status.version, status.term, status.executors
     );
-    vec![
-        Finding::good(HARVESTER, about),
-        mode(&status),
-        picture(&status),
-        records(&status),
-    ]
+    vec![Finding::good(HARVESTER, about), mode(&status), picture(&status), records(&status)]
 }
 
 fn mode(status: &types::Status) -> Finding {
     const MODE: &str = "harvesting";
-    let counts = format!(
-        "{} nodes opted in, {} harvested",
-        status.nodes_opted_in, status.nodes_granted
-    );
+    let counts =
+        format!("{} nodes opted in, {} harvested", status.nodes_opted_in, status.nodes_granted);
     if status.switched_off {
         Finding::warning(MODE, "switched off", "`gleaner on` ends the kill switch")
     } else if status.mode != "enforce" {
@@ -81,11 +71,7 @@ fn mode(status: &types::Status) -> Finding {
     } else if status.executors == 0 {
         let remedy =
             "start gleaner-executor on the nodes (`systemctl enable --now gleaner-executor`)";
-        Finding::bad(
-            MODE,
-            format!("no executor has registered; {counts}"),
-            remedy,
-        )
+        Finding::bad(MODE, format!("no executor has registered; {counts}"), remedy)
     } else {
         Finding::good(MODE, counts)
     }
@@ -103,10 +89,7 @@ fn picture(status: &types::Status) -> Finding {
             let took = status.picture_took_us as f64 / 1e3;
             Finding::good(
                 PICTURE,
-                format!(
-                    "{} nodes, seen {age} ms ago, read in {took:.1} ms",
-                    status.nodes_total
-                ),
+                format!("{} nodes, seen {age} ms ago, read in {took:.1} ms", status.nodes_total),
             )
         }
     }

@@ -17,10 +17,9 @@ const DRIFT_PPM_MAX: f64 = 500.0;
 /// Each node's directory below `run_dir` has its sockets.
 pub(super) fn executors(run_dir: &Path) -> Vec<Finding> {
     let nodes = match fs::read_dir(run_dir) {
-        Ok(entries) => entries
-            .filter_map(Result::ok)
-            .filter(|entry| entry.path().is_dir())
-            .collect::<Vec<_>>(),
+        Ok(entries) => {
+            entries.filter_map(Result::ok).filter(|entry| entry.path().is_dir()).collect::<Vec<_>>()
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => {
             let remedy = "run doctor as root, or see executor.run_dir";
@@ -41,11 +40,7 @@ pub(super) fn executors(run_dir: &Path) -> Vec<Finding> {
 }
 
 fn executor(directory: &Path) -> Finding {
-    let name = directory
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+    let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let missing: Vec<&str> = ["hook.sock", "agent.sock"]
         .into_iter()
         .filter(|socket| {
@@ -113,10 +108,7 @@ pub(super) fn clock_source() -> Finding {
 pub(super) fn clock_rate() -> Finding {
     const WATCHED: Duration = Duration::from_millis(200);
     let both = || {
-        Some((
-            nanoseconds(ClockId::CLOCK_BOOTTIME)?,
-            nanoseconds(ClockId::CLOCK_MONOTONIC_RAW)?,
-        ))
+        Some((nanoseconds(ClockId::CLOCK_BOOTTIME)?, nanoseconds(ClockId::CLOCK_MONOTONIC_RAW)?))
     };
     let begun = both();
     std::thread::sleep(WATCHED);
@@ -139,11 +131,7 @@ pub(super) fn clock_rate() -> Finding {
     } else {
         let remedy =
             "see the NTP daemon (`chronyc tracking`): leases allow for no more than ±500 ppm";
-        Finding::bad(
-            RATE,
-            format!("CLOCK_BOOTTIME is slewed by {ppm:+.0} ppm"),
-            remedy,
-        )
+        Finding::bad(RATE, format!("CLOCK_BOOTTIME is slewed by {ppm:+.0} ppm"), remedy)
     }
 }
 
@@ -160,22 +148,13 @@ mod tests {
     #[test]
     fn a_directory_without_a_living_keeper_is_bad() {
         let directory = tempfile::tempdir().expect("a directory");
-        assert_eq!(
-            executors(&directory.path().join("none"))[0].health,
-            Health::Absent
-        );
+        assert_eq!(executors(&directory.path().join("none"))[0].health, Health::Absent);
         fs::create_dir(directory.path().join("n1")).expect("made");
         assert_eq!(executors(directory.path())[0].health, Health::Bad);
-        fs::write(
-            directory.path().join("n1/keeper.pid"),
-            std::process::id().to_string(),
-        )
-        .expect("written");
+        fs::write(directory.path().join("n1/keeper.pid"), std::process::id().to_string())
+            .expect("written");
         let finding = &executors(directory.path())[0];
-        assert!(
-            finding.detail.contains("has no hook.sock, agent.sock"),
-            "{finding:?}"
-        );
+        assert!(finding.detail.contains("has no hook.sock, agent.sock"), "{finding:?}");
         for socket in ["hook.sock", "agent.sock"] {
             std::os::unix::net::UnixListener::bind(directory.path().join("n1").join(socket))
                 .expect("bound");

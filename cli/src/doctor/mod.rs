@@ -45,39 +45,19 @@ pub(crate) struct Finding {
 
 impl Finding {
     fn good(name: &'static str, detail: impl Into<String>) -> Self {
-        Self {
-            name,
-            health: Health::Good,
-            detail: detail.into(),
-            remedy: None,
-        }
+        Self { name, health: Health::Good, detail: detail.into(), remedy: None }
     }
 
     fn absent(name: &'static str, detail: impl Into<String>) -> Self {
-        Self {
-            name,
-            health: Health::Absent,
-            detail: detail.into(),
-            remedy: None,
-        }
+        Self { name, health: Health::Absent, detail: detail.into(), remedy: None }
     }
 
     fn warning(name: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self {
-            name,
-            health: Health::Warning,
-            detail: detail.into(),
-            remedy: Some(remedy.into()),
-        }
+        Self { name, health: Health::Warning, detail: detail.into(), remedy: Some(remedy.into()) }
     }
 
     fn bad(name: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self {
-            name,
-            health: Health::Bad,
-            detail: detail.into(),
-            remedy: Some(remedy.into()),
-        }
+        Self { name, health: Health::Bad, detail: detail.into(), remedy: Some(remedy.into()) }
     }
 }
 
@@ -93,19 +73,15 @@ pub(crate) fn run(common: &Common) -> Result<ExitCode, Failure> {
     };
     output::print(common.json, "doctor", &findings, |findings| text(findings));
     let healthy = findings.iter().all(|finding| finding.health != Health::Bad);
-    Ok(if healthy {
-        ExitCode::SUCCESS
-    } else {
-        Code::Unhealthy.into()
-    })
+    Ok(if healthy { ExitCode::SUCCESS } else { Code::Unhealthy.into() })
 }
 
 fn examine(loaded: &Loaded) -> Vec<Finding> {
     let config = &loaded.config;
-    let source = loaded.path.as_ref().map_or_else(
-        || "defaults alone".into(),
-        |path| path.display().to_string(),
-    );
+    let source = loaded
+        .path
+        .as_ref()
+        .map_or_else(|| "defaults alone".into(), |path| path.display().to_string());
     let mut findings = vec![Finding::good("configuration", source)];
     findings.push(cluster::munge(config));
     findings.extend(cluster::harvester(config));
@@ -118,11 +94,7 @@ fn examine(loaded: &Loaded) -> Vec<Finding> {
 }
 
 fn text(findings: &[Finding]) -> String {
-    let width = findings
-        .iter()
-        .map(|finding| finding.name.len())
-        .max()
-        .unwrap_or(0);
+    let width = findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
     let mut text = String::new();
     for finding in findings {
         let mark = match finding.health {
@@ -131,11 +103,8 @@ fn text(findings: &[Finding]) -> String {
             Health::Bad => "BAD ",
             Health::Absent => "-   ",
         };
-        text += &format!(
-            "{mark}  {:width$}  {}\n",
-            finding.name,
-            finding.detail.replace('\n', "; ")
-        );
+        text +=
+            &format!("{mark}  {:width$}  {}\n", finding.name, finding.detail.replace('\n', "; "));
         if let Some(remedy) = &finding.remedy {
             text += &format!("{:6}{:width$}  → {remedy}\n", "", "");
         }

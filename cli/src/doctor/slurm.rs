@@ -22,22 +22,16 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// What one command printed, or why not.
 fn output_of(slurm: &Slurm, program: &str, arguments: &[&str]) -> Result<String, String> {
-    let path = slurm.commands.as_ref().map_or_else(
-        || PathBuf::from(program),
-        |directory| directory.join(program),
-    );
+    let path = slurm
+        .commands
+        .as_ref()
+        .map_or_else(|| PathBuf::from(program), |directory| directory.join(program));
     let mut command = Command::new(&path);
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     if let Some(conf) = &slurm.slurm_conf {
         command.env("SLURM_CONF", conf);
     }
-    let mut child = command
-        .spawn()
-        .map_err(|error| format!("{}: {error}", path.display()))?;
+    let mut child = command.spawn().map_err(|error| format!("{}: {error}", path.display()))?;
     // Read aside: a child whose pipe is full would never end.
     let stdout = child.stdout.take().map(read_aside);
     let stderr = child.stderr.take().map(read_aside);
@@ -91,17 +85,11 @@ pub(super) fn examine(slurm: &Slurm, policy: &Policy) -> Vec<Finding> {
         Err(error) => {
             let remedy =
                 "see that slurmctld answers (`scontrol ping`) and that slurm.slurm_conf is right";
-            return vec![Finding::bad(
-                COMMANDS,
-                format!("{version}; {error}"),
-                remedy,
-            )];
+            return vec![Finding::bad(COMMANDS, format!("{version}; {error}"), remedy)];
         }
     };
-    let mut findings = vec![
-        Finding::good(COMMANDS, format!("{version}, slurmctld answers")),
-        hook(&settings),
-    ];
+    let mut findings =
+        vec![Finding::good(COMMANDS, format!("{version}, slurmctld answers")), hook(&settings)];
     findings.extend(partitions(slurm, policy));
     findings
 }
@@ -111,24 +99,16 @@ fn values<'t>(settings: &'t str, key: &str) -> Vec<&'t str> {
     let matching = settings.lines().filter_map(|line| {
         let (name, value) = line.split_once('=')?;
         let name = name.trim();
-        (name == key
-            || name
-                .strip_prefix(key)
-                .is_some_and(|rest| rest.starts_with('[')))
-        .then_some(value.trim())
+        (name == key || name.strip_prefix(key).is_some_and(|rest| rest.starts_with('[')))
+            .then_some(value.trim())
     });
-    matching
-        .filter(|value| !value.is_empty() && *value != "(null)")
-        .collect()
+    matching.filter(|value| !value.is_empty() && *value != "(null)").collect()
 }
 
 fn hook(settings: &str) -> Finding {
     let mut missing = Vec::new();
     let flags = values(settings, "PrologFlags").join(",");
-    if !flags
-        .split(',')
-        .any(|flag| flag.trim().eq_ignore_ascii_case("alloc"))
-    {
+    if !flags.split(',').any(|flag| flag.trim().eq_ignore_ascii_case("alloc")) {
         missing.push("PrologFlags=Alloc".to_owned());
     }
     let mut unread = Vec::new();
@@ -141,25 +121,16 @@ fn hook(settings: &str) -> Finding {
         }
     }
     match (missing.as_slice(), unread.as_slice()) {
-        ([], []) => Finding::good(
-            HOOK,
-            format!("call {HOOK_PROGRAM}, with PrologFlags={flags}"),
-        ),
+        ([], []) => Finding::good(HOOK, format!("call {HOOK_PROGRAM}, with PrologFlags={flags}")),
         ([], unread) => Finding::warning(
             HOOK,
-            format!(
-                "{} cannot be seen from here to call {HOOK_PROGRAM}",
-                unread.join(" and ")
-            ),
+            format!("{} cannot be seen from here to call {HOOK_PROGRAM}", unread.join(" and ")),
             format!("see on a node that it runs {HOOK_PROGRAM}"),
         ),
         (missing, _) => Finding::bad(
             HOOK,
             "a starting job would not make Gleaner leave at once, only at the harvester's next look",
-            format!(
-                "put {} into slurm.conf, then `scontrol reconfigure`",
-                missing.join(" ")
-            ),
+            format!("put {} into slurm.conf, then `scontrol reconfigure`", missing.join(" ")),
         ),
     }
 }
@@ -179,32 +150,17 @@ fn partitions(slurm: &Slurm, policy: &Policy) -> Option<Finding> {
     let listed = match output_of(slurm, "sinfo", &["--noheader", "--all", "--format=%R"]) {
         Ok(listed) => listed,
         Err(error) => {
-            return Some(Finding::warning(
-                OPT_IN,
-                error,
-                "see that `sinfo` works here",
-            ));
+            return Some(Finding::warning(OPT_IN, error, "see that `sinfo` works here"));
         }
     };
     let known: Vec<&str> = listed.lines().map(str::trim).collect();
-    let unknown: Vec<&str> = policy
-        .partitions
-        .iter()
-        .map(String::as_str)
-        .filter(|name| !known.contains(name))
-        .collect();
+    let unknown: Vec<&str> =
+        policy.partitions.iter().map(String::as_str).filter(|name| !known.contains(name)).collect();
     Some(if unknown.is_empty() {
-        Finding::good(
-            OPT_IN,
-            format!("Slurm knows {}", policy.partitions.join(", ")),
-        )
+        Finding::good(OPT_IN, format!("Slurm knows {}", policy.partitions.join(", ")))
     } else {
         let remedy = format!("name those that Slurm has: {}", known.join(", "));
-        Finding::bad(
-            OPT_IN,
-            format!("Slurm has no partition {}", unknown.join(", ")),
-            remedy,
-        )
+        Finding::bad(OPT_IN, format!("Slurm has no partition {}", unknown.join(", ")), remedy)
     })
 }
 
