@@ -107,8 +107,8 @@ pub struct Usage {
 pub enum FaultCause {
     /// A signal of its own making: the number.
     Signal(i32),
-    /// The function ended the process: the exit status where it is known.
-    Exit,
+    /// The function ended the process, with this status.
+    Exit(i32),
     /// The function wrote past its output.
     Overflow,
 }
@@ -158,15 +158,10 @@ impl Board {
         let fd = memfd_create(NAME, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
             .map_err(|error| io_error("create", error))?;
         nix::unistd::ftruncate(&fd, (words * 8) as i64).map_err(|error| io_error("size", error))?;
-        fcntl(
-            &fd,
-            FcntlArg::F_ADD_SEALS(size_seals() | SealFlag::F_SEAL_SEAL),
-        )
-        .map_err(|error| io_error("seal", error))?;
-        let words = Words::map(fd.as_fd(), words).map_err(|source| BoardError::Io {
-            step: "map",
-            source,
-        })?;
+        fcntl(&fd, FcntlArg::F_ADD_SEALS(size_seals() | SealFlag::F_SEAL_SEAL))
+            .map_err(|error| io_error("seal", error))?;
+        let words = Words::map(fd.as_fd(), words)
+            .map_err(|source| BoardError::Io { step: "map", source })?;
         let board = Self { words, shape };
         board.words.word(HEAD_SHAPE).store(shape.encode(), Relaxed);
         board.words.word(HEAD_EPOCH).store(epoch, Relaxed);
@@ -180,17 +175,13 @@ impl Board {
         if !SealFlag::from_bits_retain(seals).contains(size_seals()) {
             return Err(BoardError::NotABoard("its size is not sealed"));
         }
-        let bytes = nix::sys::stat::fstat(fd)
-            .map_err(|error| io_error("measure", error))?
-            .st_size;
+        let bytes = nix::sys::stat::fstat(fd).map_err(|error| io_error("measure", error))?.st_size;
         let words = bytes as usize / 8;
         if words < LANES {
             return Err(BoardError::NotABoard("it is too small"));
         }
-        let words = Words::map(fd, words).map_err(|source| BoardError::Io {
-            step: "map",
-            source,
-        })?;
+        let words =
+            Words::map(fd, words).map_err(|source| BoardError::Io { step: "map", source })?;
         if words.word(HEAD_MAGIC).load(Acquire) != MAGIC {
             return Err(BoardError::NotABoard("its magic is another one"));
         }
@@ -218,20 +209,13 @@ impl Board {
 
     /// A slot's words, if the board has that slot.
     pub fn slot(&self, place: Place) -> Option<Slot<'_>> {
-        let Shape {
-            sessions,
-            lanes,
-            window,
-        } = self.shape;
+        let Shape { sessions, lanes, window } = self.shape;
         let inside = place.session < sessions && place.lane < lanes && place.slot < window;
         inside.then(|| {
             let lane = usize::from(place.session) * usize::from(lanes) + usize::from(place.lane);
             let number = lane * usize::from(window) + usize::from(place.slot);
             let first = self.shape.first_slot_word() + number * SLOT_WORDS;
-            Slot {
-                state: self.words.word(first),
-                cancel: self.words.word(first + 1),
-            }
+            Slot { state: self.words.word(first), cancel: self.words.word(first + 1) }
         })
     }
 
@@ -239,11 +223,7 @@ impl Board {
     pub fn clear_session(&self, session: u16) {
         for lane in 0..self.shape.lanes {
             for slot in 0..self.shape.window {
-                if let Some(slot) = self.slot(Place {
-                    session,
-                    lane,
-                    slot,
-                }) {
+                if let Some(slot) = self.slot(Place { session, lane, slot }) {
                     slot.clear();
                 }
             }
@@ -253,11 +233,7 @@ impl Board {
     /// Agent: the slots of a session that are not idle, for its verdicts.
     pub fn session_states(&self, session: u16) -> impl Iterator<Item = (Place, SlotState)> + '_ {
         let places = (0..self.shape.lanes).flat_map(move |lane| {
-            (0..self.shape.window).map(move |slot| Place {
-                session,
-                lane,
-                slot,
-            })
+            (0..self.shape.window).map(move |slot| Place { session, lane, slot })
         });
         places.filter_map(|place| {
             let state = self.slot(place)?.state();
@@ -271,41 +247,32 @@ impl Board {
             return Usage::default();
         }
         let read = |field| self.lane_word(lane, field).load(Relaxed);
-        Usage {
-            calls: read(CALLS),
-            executing_ns: read(EXECUTING_NS),
-            polling_ns: read(POLLING_NS),
-        }
+        Usage { calls: read(CALLS), executing_ns: read(EXECUTING_NS), polling_ns: read(POLLING_NS) }
     }
 
     /// What all lanes have used.
     pub fn usage_total(&self) -> Usage {
-        (0..self.shape.lanes)
-            .map(|lane| self.usage(lane))
-            .fold(Usage::default(), |sum, one| Usage {
+        (0..self.shape.lanes).map(|lane| self.usage(lane)).fold(Usage::default(), |sum, one| {
+            Usage {
                 calls: sum.calls.wrapping_add(one.calls),
                 executing_ns: sum.executing_ns.wrapping_add(one.executing_ns),
                 polling_ns: sum.polling_ns.wrapping_add(one.polling_ns),
-            })
+            }
+        })
     }
 
     /// Worker: a lane's counters, set by its one thread.
     pub fn set_usage(&self, lane: u16, usage: Usage) {
         self.lane_word(lane, CALLS).store(usage.calls, Relaxed);
-        self.lane_word(lane, EXECUTING_NS)
-            .store(usage.executing_ns, Relaxed);
-        self.lane_word(lane, POLLING_NS)
-            .store(usage.polling_ns, Relaxed);
+        self.lane_word(lane, EXECUTING_NS).store(usage.executing_ns, Relaxed);
+        self.lane_word(lane, POLLING_NS).store(usage.polling_ns, Relaxed);
     }
 
     /// Worker, also from a signal handler: records a fault, the first one only, and marks its call.
     pub fn record_fault(&self, fault: Fault) {
         let cause = fault.cause.encode();
         let first = self.words.word(FAULT);
-        if first
-            .compare_exchange(0, CLAIMED, Relaxed, Relaxed)
-            .is_err()
-        {
+        if first.compare_exchange(0, CLAIMED, Relaxed, Relaxed).is_err() {
             return;
         }
         let (place, invocation) = match fault.call {
@@ -332,8 +299,7 @@ impl Board {
     }
 
     fn lane_word(&self, lane: u16, field: usize) -> &AtomicU64 {
-        self.words
-            .word(LANES + usize::from(lane) * LANE_WORDS + field)
+        self.words.word(LANES + usize::from(lane) * LANE_WORDS + field)
     }
 }
 
@@ -354,10 +320,7 @@ impl<'a> Slot<'a> {
             2 => Phase::Finished,
             _ => Phase::Faulted,
         };
-        SlotState {
-            invocation: word >> 2,
-            phase,
-        }
+        SlotState { invocation: word >> 2, phase }
     }
 
     /// Worker: the call has come this far.
@@ -405,11 +368,7 @@ impl Shape {
 
     fn decode(word: u64) -> Self {
         let (sessions, lanes, window) = unpack(word);
-        Self {
-            sessions,
-            lanes,
-            window,
-        }
+        Self { sessions, lanes, window }
     }
 }
 
@@ -420,11 +379,7 @@ impl Place {
 
     fn decode(word: u64) -> Self {
         let (session, lane, slot) = unpack(word);
-        Self {
-            session,
-            lane,
-            slot,
-        }
+        Self { session, lane, slot }
     }
 }
 
@@ -434,7 +389,7 @@ impl FaultCause {
     fn encode(self) -> u64 {
         match self {
             Self::Signal(number) => 1 << 32 | u64::from(number as u32),
-            Self::Exit => 2 << 32,
+            Self::Exit(status) => 2 << 32 | u64::from(status as u32),
             Self::Overflow => 3 << 32,
         }
     }
@@ -442,7 +397,7 @@ impl FaultCause {
     fn decode(word: u64) -> Option<Self> {
         match word >> 32 {
             1 => Some(Self::Signal(word as u32 as i32)),
-            2 => Some(Self::Exit),
+            2 => Some(Self::Exit(word as u32 as i32)),
             3 => Some(Self::Overflow),
             _ => None,
         }
@@ -456,7 +411,7 @@ impl std::fmt::Display for FaultCause {
                 Ok(signal) => write!(f, "the function crashed with {signal}"),
                 Err(_) => write!(f, "the function crashed with signal {number}"),
             },
-            Self::Exit => f.write_str("the function called exit"),
+            Self::Exit(status) => write!(f, "the function called exit({status})"),
             Self::Overflow => f.write_str("the function wrote past its output"),
         }
     }
@@ -479,41 +434,24 @@ fn size_seals() -> SealFlag {
 }
 
 fn io_error(step: &'static str, error: nix::Error) -> BoardError {
-    BoardError::Io {
-        step,
-        source: error.into(),
-    }
+    BoardError::Io { step, source: error.into() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SHAPE: Shape = Shape {
-        sessions: 2,
-        lanes: 3,
-        window: 4,
-    };
+    const SHAPE: Shape = Shape { sessions: 2, lanes: 3, window: 4 };
 
     #[test]
     fn both_sides_see_the_same_slots() {
         let (agent, fd) = Board::create(SHAPE, 7).unwrap();
         let worker = Board::open(fd.as_fd()).unwrap();
         assert_eq!((worker.shape(), worker.epoch()), (SHAPE, 7));
-        let place = Place {
-            session: 1,
-            lane: 2,
-            slot: 3,
-        };
+        let place = Place { session: 1, lane: 2, slot: 3 };
         worker.slot(place).unwrap().set(99, Phase::Started);
-        let state = SlotState {
-            invocation: 99,
-            phase: Phase::Started,
-        };
-        assert_eq!(
-            agent.session_states(1).collect::<Vec<_>>(),
-            [(place, state)]
-        );
+        let state = SlotState { invocation: 99, phase: Phase::Started };
+        assert_eq!(agent.session_states(1).collect::<Vec<_>>(), [(place, state)]);
         assert_eq!(agent.session_states(0).count(), 0);
         agent.slot(place).unwrap().cancel(99);
         assert!(worker.slot(place).unwrap().cancelled(99));
@@ -528,20 +466,10 @@ mod tests {
     fn the_first_fault_is_kept() {
         let (board, _fd) = Board::create(SHAPE, 7).unwrap();
         assert_eq!(board.fault(), None);
-        let place = Place {
-            session: 0,
-            lane: 1,
-            slot: 2,
-        };
-        let fault = Fault {
-            cause: FaultCause::Signal(11),
-            call: Some((place, 5)),
-        };
+        let place = Place { session: 0, lane: 1, slot: 2 };
+        let fault = Fault { cause: FaultCause::Signal(11), call: Some((place, 5)) };
         board.record_fault(fault);
-        board.record_fault(Fault {
-            cause: FaultCause::Exit,
-            call: None,
-        });
+        board.record_fault(Fault { cause: FaultCause::Exit(3), call: None });
         assert_eq!(board.fault(), Some(fault));
         assert_eq!(board.slot(place).unwrap().state().phase, Phase::Faulted);
     }
@@ -551,38 +479,18 @@ mod tests {
         let (board, _fd) = Board::create(SHAPE, 7).unwrap();
         for place in [(2, 0, 0), (0, 3, 0), (0, 0, 4)] {
             let (session, lane, slot) = place;
-            assert!(
-                board
-                    .slot(Place {
-                        session,
-                        lane,
-                        slot
-                    })
-                    .is_none()
-            );
+            assert!(board.slot(Place { session, lane, slot }).is_none());
         }
-        let too_many = Shape {
-            sessions: SESSIONS_MAX + 1,
-            ..SHAPE
-        };
-        assert!(matches!(
-            Board::create(too_many, 7),
-            Err(BoardError::Shape(_))
-        ));
+        let too_many = Shape { sessions: SESSIONS_MAX + 1, ..SHAPE };
+        assert!(matches!(Board::create(too_many, 7), Err(BoardError::Shape(_))));
     }
 
     #[test]
     fn a_descriptor_that_may_shrink_is_no_board() {
         let fd = memfd_create(c"x", MFdFlags::MFD_ALLOW_SEALING).unwrap();
         nix::unistd::ftruncate(&fd, 1 << 16).unwrap();
-        assert!(matches!(
-            Board::open(fd.as_fd()),
-            Err(BoardError::NotABoard(_))
-        ));
+        assert!(matches!(Board::open(fd.as_fd()), Err(BoardError::NotABoard(_))));
         fcntl(&fd, FcntlArg::F_ADD_SEALS(size_seals())).unwrap();
-        assert!(matches!(
-            Board::open(fd.as_fd()),
-            Err(BoardError::NotABoard(_))
-        ));
+        assert!(matches!(Board::open(fd.as_fd()), Err(BoardError::NotABoard(_))));
     }
 }

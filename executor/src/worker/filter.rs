@@ -182,8 +182,14 @@ fn conditional(tgid: u32) -> Result<Rules, seccompiler::BackendError> {
     let either = |index, values: &[c_int]| -> Result<Vec<_>, seccompiler::BackendError> {
         values.iter().map(|&value| rule([int(index, value)])).collect()
     };
-    let descriptor =
-        [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC];
+    let descriptor = [
+        libc::F_GETFD,
+        libc::F_SETFD,
+        libc::F_GETFL,
+        libc::F_SETFL,
+        libc::F_DUPFD_CLOEXEC,
+        libc::F_GET_SEALS,
+    ];
     let request = [libc::FIONBIO as c_int, libc::FIONREAD as c_int, libc::TCGETS as c_int];
     let named = [libc::PR_SET_NAME, libc::PR_GET_NAME, PR_SET_VMA];
     let tcp = [libc::TCP_NODELAY, libc::TCP_QUICKACK];

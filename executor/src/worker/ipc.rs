@@ -7,17 +7,18 @@
 //! agent → worker: Init+board, AddLink+socket, DropSession, Library+memfd, OpenFunction, Finish
 //! worker → agent: Ready, FunctionOpened, FunctionFailed, LinkClosed
 //! ```
-#![allow(unsafe_code)] // one line: a received descriptor becomes an owned one
+#![forbid(unsafe_code)]
 
 use std::{
-    io::{IoSlice, IoSliceMut},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::{Duration, Instant},
 };
 
 use gleaner_fabric::Geometry;
-use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, RecvMsg, UnixAddr, recvmsg, sendmsg,
-};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::sys;
 
 /// Longest record, in bytes.
 pub const RECORD_MAX: usize = 2048;
@@ -148,7 +149,7 @@ pub enum IpcError {
         /// What was tried.
         step: &'static str,
         /// The system's answer.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -160,51 +161,42 @@ pub trait Record: Sized {
     fn decode(bytes: &[u8]) -> Result<Self, IpcError>;
 }
 
-/// Sends one record, with a descriptor where it needs one. Blocks as the socket does.
+/// Sends one record, with a descriptor where it needs one. Never blocks.
 pub fn send(
     socket: impl AsFd,
     record: &impl Record,
     descriptor: Option<BorrowedFd<'_>>,
 ) -> Result<(), IpcError> {
-    let bytes = record.encode();
-    let raw = descriptor.map(|fd| [fd.as_raw_fd()]);
-    let rights = raw.as_ref().map(|fds| ControlMessage::ScmRights(fds));
-    let control = rights.as_slice();
-    let socket = socket.as_fd().as_raw_fd();
+    sys::send_with_fd(socket.as_fd(), &record.encode(), descriptor)
+        .map_err(|error| system("send", error))
+}
+
+/// Worker: sends one record; waits up to `patience` for an agent that is behind with reading.
+pub fn send_patiently(
+    socket: impl AsFd,
+    record: &impl Record,
+    patience: Duration,
+) -> Result<(), IpcError> {
+    let end = Instant::now() + patience;
     loop {
-        let parts = [IoSlice::new(&bytes)];
-        match sendmsg::<UnixAddr>(socket, &parts, control, MsgFlags::MSG_NOSIGNAL, None) {
-            Ok(_) => return Ok(()),
-            Err(nix::Error::EINTR) => {}
-            Err(error) => return Err(system("send", error)),
+        match send(&socket, record, None) {
+            Err(IpcError::WouldBlock) if Instant::now() < end => {
+                let mut sleep = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+                // However it ends, sending again says more.
+                let _ = poll(&mut sleep, PollTimeout::from(100u8));
+            }
+            other => return other,
         }
     }
 }
 
-/// Receives one record and the descriptor beside it, close-on-exec. Blocks as the socket does.
+/// Receives one record and the descriptor beside it, close-on-exec. Never blocks.
 pub fn receive<R: Record>(socket: impl AsFd) -> Result<(R, Option<OwnedFd>), IpcError> {
     let mut bytes = [0; RECORD_MAX];
-    let mut control = nix::cmsg_space!([std::os::fd::RawFd; 1]);
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let socket = socket.as_fd().as_raw_fd();
-    let (length, descriptor, cut) = loop {
-        let mut parts = [IoSliceMut::new(&mut bytes)];
-        match recvmsg::<UnixAddr>(socket, &mut parts, Some(&mut control), flags) {
-            Ok(message) => {
-                let descriptor = descriptor_of(&message)?;
-                let cut = message
-                    .flags
-                    .intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
-                break (message.bytes, descriptor, cut);
-            }
-            Err(nix::Error::EINTR) => {}
-            Err(error) => return Err(system("receive", error)),
-        }
-    };
-    match (length, cut) {
-        (0, _) => Err(IpcError::Gone),
-        (_, true) => Err(IpcError::Record("it is too long")),
-        _ => Ok((R::decode(&bytes[..length])?, descriptor)),
+    match sys::recv_with_fd(socket.as_fd(), &mut bytes) {
+        Ok((0, _)) => Err(IpcError::Gone),
+        Ok((length, descriptor)) => Ok((R::decode(&bytes[..length])?, descriptor)),
+        Err(error) => Err(system("receive", error)),
     }
 }
 
@@ -212,22 +204,13 @@ impl Record for ToWorker {
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64);
         match self {
-            Self::Init {
-                lease,
-                lanes,
-                hot_timeout_ns,
-            } => {
+            Self::Init { lease, lanes, hot_timeout_ns } => {
                 out.push(1);
                 out.extend(lease.to_le_bytes());
                 out.extend(lanes.to_le_bytes());
                 out.extend(hot_timeout_ns.to_le_bytes());
             }
-            Self::AddLink {
-                session,
-                lane,
-                geometry,
-                waiting,
-            } => {
+            Self::AddLink { session, lane, geometry, waiting } => {
                 out.push(2);
                 out.extend(session.to_le_bytes());
                 out.extend(lane.to_le_bytes());
@@ -244,12 +227,7 @@ impl Record for ToWorker {
                 out.push(4);
                 out.extend(library.to_le_bytes());
             }
-            Self::OpenFunction {
-                function,
-                library,
-                name,
-                abi,
-            } => {
+            Self::OpenFunction { function, library, name, abi } => {
                 out.push(5);
                 out.extend(function.to_le_bytes());
                 out.extend(library.to_le_bytes());
@@ -285,12 +263,8 @@ impl Record for ToWorker {
                     _ => return Err(IpcError::Record("its way of waiting is unknown")),
                 },
             },
-            3 => Self::DropSession {
-                session: fields.u16()?,
-            },
-            4 => Self::Library {
-                library: fields.below(LIBRARIES_MAX)?,
-            },
+            3 => Self::DropSession { session: fields.u16()? },
+            4 => Self::Library { library: fields.below(LIBRARIES_MAX)? },
             5 => Self::OpenFunction {
                 function: fields.below(FUNCTIONS_MAX)?,
                 library: fields.below(LIBRARIES_MAX)?,
@@ -319,11 +293,7 @@ impl Record for FromWorker {
                 out.extend(function.to_le_bytes());
                 push_text(&mut out, message, MESSAGE_MAX);
             }
-            Self::LinkClosed {
-                session,
-                lane,
-                message,
-            } => {
+            Self::LinkClosed { session, lane, message } => {
                 out.push(4);
                 out.extend(session.to_le_bytes());
                 out.extend(lane.to_le_bytes());
@@ -337,10 +307,9 @@ impl Record for FromWorker {
         let mut fields = Fields(bytes);
         let record = match fields.u8()? {
             1 => Self::Ready,
-            2 => Self::FunctionOpened {
-                function: fields.below(FUNCTIONS_MAX)?,
-                abi: fields.abi()?,
-            },
+            2 => {
+                Self::FunctionOpened { function: fields.below(FUNCTIONS_MAX)?, abi: fields.abi()? }
+            }
             3 => Self::FunctionFailed {
                 function: fields.below(FUNCTIONS_MAX)?,
                 message: fields.text(MESSAGE_MAX)?,
@@ -361,10 +330,8 @@ struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
     fn take<const N: usize>(&mut self) -> Result<[u8; N], IpcError> {
-        let (field, rest) = self
-            .0
-            .split_first_chunk::<N>()
-            .ok_or(IpcError::Record("it is too short"))?;
+        let (field, rest) =
+            self.0.split_first_chunk::<N>().ok_or(IpcError::Record("it is too short"))?;
         self.0 = rest;
         Ok(*field)
     }
@@ -408,20 +375,14 @@ impl Fields<'_> {
         if length > most {
             return Err(IpcError::Record("its text is too long"));
         }
-        let (text, rest) = self
-            .0
-            .split_at_checked(length)
-            .ok_or(IpcError::Record("it is too short"))?;
+        let (text, rest) =
+            self.0.split_at_checked(length).ok_or(IpcError::Record("it is too short"))?;
         self.0 = rest;
         String::from_utf8(text.to_vec()).map_err(|_| IpcError::Record("its text is not UTF-8"))
     }
 
     fn end(&self) -> Result<(), IpcError> {
-        if self.0.is_empty() {
-            Ok(())
-        } else {
-            Err(IpcError::Record("it is longer than its kind"))
-        }
+        if self.0.is_empty() { Ok(()) } else { Err(IpcError::Record("it is longer than its kind")) }
     }
 }
 
@@ -431,64 +392,31 @@ fn push_text(out: &mut Vec<u8>, text: &str, most: usize) {
     out.extend(text.as_bytes());
 }
 
-/// The one descriptor of a message; any others are closed by going out of scope.
-fn descriptor_of(message: &RecvMsg<'_, '_, UnixAddr>) -> Result<Option<OwnedFd>, IpcError> {
-    let mut found = None;
-    for part in message
-        .cmsgs()
-        .map_err(|error| system("read the descriptors", error))?
-    {
-        if let ControlMessageOwned::ScmRights(descriptors) = part {
-            for raw in descriptors {
-                // SAFETY: the kernel has just made this descriptor for us, and nothing else knows it.
-                found = Some(unsafe { OwnedFd::from_raw_fd(raw) });
-            }
-        }
-    }
-    Ok(found)
-}
-
-fn system(step: &'static str, error: nix::Error) -> IpcError {
-    match error {
-        nix::Error::EAGAIN => IpcError::WouldBlock,
-        nix::Error::EPIPE | nix::Error::ECONNRESET => IpcError::Gone,
-        other => IpcError::Io {
-            step,
-            source: other.into(),
-        },
+fn system(step: &'static str, source: io::Error) -> IpcError {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, InvalidData, WouldBlock};
+    match source.kind() {
+        WouldBlock => IpcError::WouldBlock,
+        BrokenPipe | ConnectionReset => IpcError::Gone,
+        InvalidData => IpcError::Record("it is too long"),
+        _ => IpcError::Io { step, source },
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
     use proptest::prelude::*;
 
     use super::*;
 
     fn pair() -> (OwnedFd, OwnedFd) {
-        let flags = SockFlag::SOCK_CLOEXEC;
-        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap()
+        sys::seqpacket_pair().unwrap()
     }
 
     fn to_worker() -> Vec<ToWorker> {
-        let geometry = Geometry {
-            window: 8,
-            slot_bytes: 4096,
-            arena_bytes: 1 << 20,
-        };
+        let geometry = Geometry { window: 8, slot_bytes: 4096, arena_bytes: 1 << 20 };
         vec![
-            ToWorker::Init {
-                lease: 5,
-                lanes: 2,
-                hot_timeout_ns: u64::MAX,
-            },
-            ToWorker::AddLink {
-                session: 1,
-                lane: 2,
-                geometry,
-                waiting: Waiting::Warm,
-            },
+            ToWorker::Init { lease: 5, lanes: 2, hot_timeout_ns: u64::MAX },
+            ToWorker::AddLink { session: 1, lane: 2, geometry, waiting: Waiting::Warm },
             ToWorker::DropSession { session: 1 },
             ToWorker::Library { library: 3 },
             ToWorker::OpenFunction {
@@ -505,19 +433,9 @@ mod tests {
         let message = "ü".repeat(MESSAGE_MAX / 2);
         vec![
             FromWorker::Ready,
-            FromWorker::FunctionOpened {
-                function: 4,
-                abi: Abi::Rfaas,
-            },
-            FromWorker::FunctionFailed {
-                function: 4,
-                message: message.clone(),
-            },
-            FromWorker::LinkClosed {
-                session: 1,
-                lane: 2,
-                message,
-            },
+            FromWorker::FunctionOpened { function: 4, abi: Abi::Rfaas },
+            FromWorker::FunctionFailed { function: 4, message: message.clone() },
+            FromWorker::LinkClosed { session: 1, lane: 2, message },
         ]
     }
 

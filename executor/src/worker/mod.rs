@@ -1,5 +1,197 @@
 //! The worker: one process a lease, the only one that runs foreign code. The keeper starts it, its agent feeds it.
+//!
+//! ```text
+//! keeper ──Become──▶ sandbox: uid, limits, threads, filter          agent ──records, descriptors──▶ main thread
+//!                                                                         loads libraries │ mail
+//! client ══link══▶ lane 0..n: one pinned thread a leased core ◀───────────────────────────┘
+//! ```
+//!
+//! It holds no credential and no listener, and trusts nobody's bytes: not a client's headers, not its functions. What it
+//! knows of calls lies on the [board](crate::board), which the agent owns.
 
+mod call;
+mod clock;
+mod elf;
+mod fault;
 mod filter;
+mod function;
 pub mod ipc;
+mod lane;
+mod lanes;
+mod mailbox;
+mod meter;
 pub mod sandbox;
+mod tune;
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
+
+use gleaner_fabric::{Geometry, Side, tcp::TcpLink};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use self::{
+    clock::{Calibration, Clock},
+    function::{Libraries, Table},
+    ipc::{FromWorker, IpcError, ToWorker, Waiting},
+    lanes::Lanes,
+    mailbox::{Full, Mail},
+};
+use crate::board::{Board, BoardError};
+
+/// How long the agent may leave its socket full before the worker gives up on it.
+const AGENT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a worker ends without being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// It could not be confined, or is not needed.
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::SandboxError),
+    /// The agent broke the order or the format of its records, or is gone.
+    #[error(transparent)]
+    Ipc(#[from] IpcError),
+    /// The agent's first record is not `Init` with a board of this lease's lanes.
+    #[error("the agent's first record does not fit this worker: {0}")]
+    Init(&'static str),
+    /// The board is none.
+    #[error(transparent)]
+    Board(#[from] BoardError),
+    /// A record that needs a descriptor came without one.
+    #[error("the agent sent a record without its descriptor")]
+    NoDescriptor,
+    /// A lane hangs in its function, and its mailbox is full.
+    #[error(transparent)]
+    LaneStuck(#[from] Full),
+    /// The system refused.
+    #[error("{step}: {source}")]
+    Io {
+        /// What was tried.
+        step: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// What all lanes share, for the process's life.
+struct Shared {
+    board: Board,
+    functions: Table,
+    clock: Clock,
+    agent: OwnedFd,
+    /// Ticks that a hot lane looks for calls before it sleeps.
+    hot_timeout: u64,
+}
+
+/// Waits until the keeper needs this process, becomes the worker of a lease, and serves it until its agent says that it is
+/// over. The process must have one thread. Exit after it returns, whatever it returns: foreign code has run here.
+pub fn run(keeper: OwnedFd, agent: OwnedFd) -> Result<(), WorkerError> {
+    let calibration = Calibration::begin();
+    let (_, lanes) = sandbox::enter(keeper, |lease| Lanes::start(lease.cores()))?;
+    let served = serve(agent, lanes, calibration.end());
+    fault::orderly();
+    served
+}
+
+fn serve(agent: OwnedFd, lanes: Lanes, clock: Clock) -> Result<(), WorkerError> {
+    let shared = init(agent, &lanes, clock)?;
+    fault::install(&shared.board).map_err(io_step("install the fault handlers"))?;
+    fault::use_own_stack().map_err(io_step("set the fault stack"))?;
+    lanes.tell_all(|| Mail::Start(shared))?;
+    answer(shared, &FromWorker::Ready)?;
+    let mut libraries = Libraries::new();
+    loop {
+        match receive(&shared.agent)? {
+            (ToWorker::Init { .. }, _) => return Err(WorkerError::Init("it came twice")),
+            (ToWorker::AddLink { session, lane, geometry, waiting }, socket) => {
+                let socket = socket.ok_or(WorkerError::NoDescriptor)?;
+                add_link(shared, &lanes, (session, lane), geometry, waiting, socket)?;
+            }
+            (ToWorker::DropSession { session }, _) => {
+                lanes.tell_all(|| Mail::Drop { session })?;
+            }
+            (ToWorker::Library { library }, file) => {
+                libraries.add(library, file.ok_or(WorkerError::NoDescriptor)?);
+            }
+            (ToWorker::OpenFunction { function, library, name, abi }, _) => {
+                let opened = shared.functions.open(function, &mut libraries, library, &name, abi);
+                answer(
+                    shared,
+                    &match opened {
+                        Ok(abi) => FromWorker::FunctionOpened { function, abi },
+                        Err(error) => {
+                            FromWorker::FunctionFailed { function, message: error.to_string() }
+                        }
+                    },
+                )?;
+            }
+            (ToWorker::Finish, _) => {
+                lanes.finish();
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Takes the first record and makes what all share. It lives as long as the process: foreign threads may outlive any scope.
+fn init(agent: OwnedFd, lanes: &Lanes, clock: Clock) -> Result<&'static Shared, WorkerError> {
+    let (record, board) = receive(&agent)?;
+    let ToWorker::Init { lanes: wanted, hot_timeout_ns, .. } = record else {
+        return Err(WorkerError::Init("it is not Init"));
+    };
+    let board = Board::open(board.ok_or(WorkerError::NoDescriptor)?.as_fd())?;
+    if wanted != lanes.count() || board.shape().lanes != wanted {
+        return Err(WorkerError::Init("its lanes are not this lease's cores"));
+    }
+    let functions = Table::new();
+    let hot_timeout = clock.ticks(hot_timeout_ns);
+    Ok(Box::leak(Box::new(Shared { board, functions, clock, agent, hot_timeout })))
+}
+
+fn add_link(
+    shared: &'static Shared,
+    lanes: &Lanes,
+    (session, lane): (u16, u16),
+    geometry: Geometry,
+    waiting: Waiting,
+    socket: OwnedFd,
+) -> Result<(), WorkerError> {
+    let shape = shared.board.shape();
+    let fits = session < shape.sessions && lane < shape.lanes && geometry.window <= shape.window;
+    let made = match fits {
+        true => TcpLink::new(socket, Side::Worker, geometry).map_err(|error| error.to_string()),
+        false => Err("the board has no room for its session, lane or window".to_owned()),
+    };
+    match made {
+        Ok(link) => {
+            let link = Box::new(link);
+            Ok(lanes.tell(lane, Mail::Add { session, waiting, link })?)
+        }
+        Err(message) => answer(shared, &FromWorker::LinkClosed { session, lane, message }),
+    }
+}
+
+fn receive(agent: &OwnedFd) -> Result<(ToWorker, Option<OwnedFd>), WorkerError> {
+    loop {
+        match ipc::receive(agent) {
+            Err(IpcError::WouldBlock) => {
+                let mut sleep = [PollFd::new(agent.as_fd(), PollFlags::POLLIN)];
+                match poll(&mut sleep, PollTimeout::NONE) {
+                    Ok(_) | Err(nix::Error::EINTR) => {}
+                    Err(error) => return Err(io_step("wait for the agent")(error.into())),
+                }
+            }
+            other => return Ok(other?),
+        }
+    }
+}
+
+fn answer(shared: &Shared, record: &FromWorker) -> Result<(), WorkerError> {
+    Ok(ipc::send_patiently(&shared.agent, record, AGENT_PATIENCE)?)
+}
+
+fn io_step(step: &'static str) -> impl Fn(io::Error) -> WorkerError {
+    move |source| WorkerError::Io { step, source }
+}

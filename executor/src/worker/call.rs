@@ -1,0 +1,207 @@
+//! Runs one call on one lane: is it still wanted, then the function, then what became of it. Silent, and without a lock or an
+//! allocation of its own.
+#![forbid(unsafe_code)]
+
+use gleaner_fabric::{Arrival, Block, Link};
+use gleaner_function::abi::{self, RawContext};
+use gleaner_proto::header::{GUARD_LEN, Header, Kind, Status};
+
+use super::{
+    Shared,
+    clock::{self, Clock},
+    fault,
+    function::{self, CallContext, Function, State},
+    ipc::FUNCTIONS_MAX,
+    tune::{ERROR_BYTES, GUARD_BYTE},
+};
+use crate::board::{Phase, Place, Slot};
+
+/// What a lane needs to run calls.
+pub(super) struct Runner {
+    shared: &'static Shared,
+    lane: u32,
+    lanes: u32,
+    /// Each function's state, by its number; made at its first call here.
+    states: Box<[Option<State>]>,
+    /// Where functions write their messages.
+    error: Box<[u8; ERROR_BYTES]>,
+}
+
+/// How a call ended, for its reply.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Done {
+    pub(super) status: Status,
+    code: u32,
+    len: u32,
+    /// The reply's length that the function wanted.
+    wanted: u32,
+    /// Ticks inside the function; `None` if it was not entered.
+    pub(super) ran: Option<u64>,
+}
+
+/// What a function returned.
+struct Returned {
+    code: i32,
+    len: usize,
+}
+
+impl Runner {
+    pub(super) fn new(shared: &'static Shared, lane: u16) -> Self {
+        Self {
+            shared,
+            lane: u32::from(lane),
+            lanes: u32::from(shared.board.shape().lanes),
+            states: vec![None; FUNCTIONS_MAX as usize].into(),
+            error: Box::new([0; ERROR_BYTES]),
+        }
+    }
+
+    /// Runs the call that has arrived, unless it is not wanted any more, and leaves its reply in `reply`.
+    pub(super) fn run(
+        &mut self,
+        link: &mut dyn Link,
+        arrival: &Arrival,
+        reply: Block,
+        place: Place,
+        slot: Slot<'_>,
+    ) -> Done {
+        let header = &arrival.header;
+        if header.epoch != self.shared.board.epoch() {
+            return Done::not_run(Status::Stale);
+        }
+        if slot.cancelled(header.invocation) {
+            return Done::not_run(Status::Cancelled);
+        }
+        let Some(function) = self.shared.functions.get(header.function) else {
+            return Done::not_run(Status::UnknownFunction);
+        };
+        let (input, output) = link.exchange(arrival, reply);
+        let capacity = reply.capacity as usize;
+        output[capacity..].fill(GUARD_BYTE);
+        slot.set(header.invocation, Phase::Started);
+        fault::enter(place, header.invocation);
+        let begun = clock::ticks();
+        let returned = self.enter(function, header, slot, input, output, capacity);
+        let ran = clock::ticks().wrapping_sub(begun);
+        fault::leave();
+        if output[capacity..] != [GUARD_BYTE; GUARD_LEN] {
+            // Not finished: the lane answers, then ends this process.
+            return Done { ran: Some(ran), ..Done::not_run(Status::Overflow) };
+        }
+        slot.set(header.invocation, Phase::Finished);
+        self.done(&returned, &mut output[..capacity], ran)
+    }
+
+    /// Ends every function's state. The lease is over.
+    pub(super) fn finish(&mut self) {
+        for (number, state) in self.states.iter_mut().enumerate() {
+            let Some(state) = state.take() else { continue };
+            if let Some(Function::Gleaner { fini: Some(fini), .. }) =
+                self.shared.functions.get(number as u32)
+            {
+                function::call_fini(fini, state);
+            }
+        }
+    }
+
+    fn enter(
+        &mut self,
+        function: Function,
+        header: &Header,
+        slot: Slot<'_>,
+        input: &mut [u8],
+        output: &mut [u8],
+        capacity: usize,
+    ) -> Returned {
+        let (invoke, init) = match function {
+            Function::Rfaas(function) => {
+                let len = function::call_rfaas(function, input, output);
+                return Returned { code: 0, len };
+            }
+            Function::Gleaner { invoke, init, .. } => (invoke, init),
+        };
+        self.error[0] = 0;
+        let mut context = self.context(header, slot);
+        let known = &mut self.states[header.function as usize];
+        let state = match (*known, init) {
+            (Some(state), _) => state,
+            (None, None) => State::none(),
+            (None, Some(init)) => match function::call_init(init, &mut context) {
+                Ok(state) => *known.insert(state),
+                Err(code) => return Returned { code, len: 0 },
+            },
+        };
+        context.raw.state = state.pointer();
+        let (code, len) = function::call_gleaner(invoke, &mut context, input, output, capacity);
+        Returned { code, len }
+    }
+
+    fn context<'a>(&mut self, header: &Header, slot: Slot<'a>) -> CallContext<'a> {
+        let clock = self.shared.clock;
+        let deadline = match header.time_ns {
+            0 => u64::MAX,
+            time => clock::ticks().saturating_add(clock.ticks(time)),
+        };
+        CallContext {
+            raw: RawContext {
+                abi_version: abi::VERSION,
+                lane: self.lane,
+                lanes: self.lanes,
+                reserved: 0,
+                invocation: header.invocation,
+                state: State::none().pointer(),
+                error: self.error.as_mut_ptr().cast(),
+                error_capacity: ERROR_BYTES,
+                remaining_ns: function::remaining_ns,
+                cancelled: function::cancelled,
+            },
+            clock,
+            deadline,
+            cancel: slot.cancel_flag(header.invocation),
+        }
+    }
+
+    fn done(&self, returned: &Returned, output: &mut [u8], ran: u64) -> Done {
+        let (status, len) = match returned {
+            Returned { code: 0, len } if *len <= output.len() => (Status::Ok, *len),
+            Returned { code: 0, .. } => (Status::ReplyTooLarge, 0),
+            Returned { .. } => (Status::FunctionError, self.copy_message(output)),
+        };
+        Done {
+            status,
+            code: returned.code as u32,
+            len: len as u32,
+            wanted: u32::try_from(returned.len).unwrap_or(u32::MAX),
+            ran: Some(ran),
+        }
+    }
+
+    /// The function's message becomes the reply, as much of it as fits.
+    fn copy_message(&self, output: &mut [u8]) -> usize {
+        let end = self.error.iter().position(|byte| *byte == 0).unwrap_or(ERROR_BYTES);
+        let len = end.min(output.len());
+        output[..len].copy_from_slice(&self.error[..len]);
+        len
+    }
+}
+
+impl Done {
+    fn not_run(status: Status) -> Self {
+        Self { status, code: 0, len: 0, wanted: 0, ran: None }
+    }
+
+    /// The reply's header.
+    pub(super) fn response(&self, request: &Header, clock: Clock) -> Header {
+        Header {
+            kind: Kind::Response,
+            status: self.status,
+            code: self.code,
+            payload_len: self.len,
+            block: request.reply_block,
+            reply_block: 0,
+            reply_capacity: self.wanted,
+            time_ns: self.ran.map_or(0, |ticks| clock.ns(ticks)),
+            ..*request
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Records how a worker dies by itself: a crash, an exit, a write past an output. The record lies on the board, which
+//! outlives the process; then the process dies as it would have anyway.
+//!
+//! Installed once by the worker before foreign code runs. The handlers allocate nothing and take no lock.
+// UNSAFETY: signal handlers, an alternate stack and an exit hook are the C library's.
+#![allow(unsafe_code)]
+
+use std::{
+    cell::Cell,
+    ffi::{c_int, c_void},
+    io, ptr,
+    sync::atomic::{AtomicBool, AtomicPtr, Ordering},
+};
+
+use super::tune::FAULT_STACK_BYTES;
+use crate::board::{Board, Fault, FaultCause, Place};
+
+/// Signals that a function may bring on itself.
+const SIGNALS: [c_int; 6] =
+    [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGABRT, libc::SIGSYS];
+
+static BOARD: AtomicPtr<Board> = AtomicPtr::new(ptr::null_mut());
+static ORDERLY: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// The call that this thread is in. Plain data without a destructor: a signal handler may read it.
+    static RUNNING: Cell<Option<(Place, u64)>> = const { Cell::new(None) };
+}
+
+unsafe extern "C" {
+    /// glibc's atexit that is told the status.
+    fn on_exit(function: extern "C" fn(c_int, *mut c_void), argument: *mut c_void) -> c_int;
+}
+
+/// From now on, what kills this process by itself is recorded on `board`.
+pub(super) fn install(board: &'static Board) -> io::Result<()> {
+    BOARD.store(ptr::from_ref(board).cast_mut(), Ordering::Release);
+    for signal in SIGNALS {
+        // SAFETY: all-zero is a valid sigaction: no flags, an empty mask.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = handler as extern "C" fn(c_int) as usize;
+        action.sa_flags = libc::SA_ONSTACK;
+        // SAFETY: the handler only does what a handler may.
+        if unsafe { libc::sigaction(signal, &action, ptr::null_mut()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // SAFETY: the hook takes no argument and may run on any thread.
+    match unsafe { on_exit(exiting, ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::other("the exit hook was refused")),
+    }
+}
+
+/// Gives this thread a stack for its handlers, so that a function that has used up its own is recorded too. Kept until the
+/// process ends.
+pub(super) fn use_own_stack() -> io::Result<()> {
+    let bytes = vec![0u8; FAULT_STACK_BYTES].leak();
+    let stack =
+        libc::stack_t { ss_sp: bytes.as_mut_ptr().cast(), ss_flags: 0, ss_size: bytes.len() };
+    // SAFETY: the memory is this thread's alone, for good.
+    match unsafe { libc::sigaltstack(&stack, ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// This thread is about to run foreign code for a call.
+pub(super) fn enter(place: Place, invocation: u64) {
+    RUNNING.set(Some((place, invocation)));
+}
+
+/// It came back.
+pub(super) fn leave() {
+    RUNNING.set(None);
+}
+
+/// The process is about to end as it should: its exit is no fault.
+pub(super) fn orderly() {
+    ORDERLY.store(true, Ordering::Release);
+}
+
+/// A function wrote past its output: nothing in this process can be trusted any more.
+pub(super) fn overflow(place: Place, invocation: u64) -> ! {
+    record(FaultCause::Overflow, Some((place, invocation)));
+    std::process::abort()
+}
+
+fn record(cause: FaultCause, call: Option<(Place, u64)>) {
+    // SAFETY: null, or the board that `install` was given for good.
+    if let Some(board) = unsafe { BOARD.load(Ordering::Acquire).as_ref() } {
+        board.record_fault(Fault { cause, call });
+    }
+}
+
+extern "C" fn handler(signal: c_int) {
+    record(FaultCause::Signal(signal), RUNNING.get());
+    // SAFETY: both may be called from a handler. The signal is blocked here; it strikes when this returns.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
+    }
+}
+
+extern "C" fn exiting(status: c_int, _: *mut c_void) {
+    if !ORDERLY.load(Ordering::Acquire) {
+        record(FaultCause::Exit(status), RUNNING.get());
+    }
+}

@@ -1,0 +1,179 @@
+//! A lane: one pinned thread of the worker, which serves its links in turn. The loop below is the worker's hot path.
+//!
+//! ```text
+//! mail? ─▶ each link: poll ─▶ wanted? ─▶ board: started ─▶ function ─▶ board: finished ─▶ reply
+//!   ▲            nothing anywhere: spin (hot) or sleep in poll(2) (warm) ──────────────────┘
+//! ```
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use gleaner_fabric::{Link, LinkError};
+use gleaner_proto::header::Status;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::{
+    Shared,
+    call::Runner,
+    fault,
+    ipc::{self, FromWorker, Waiting},
+    mailbox::{Mail, Receiver},
+    meter::Meter,
+    tune::LOOKS_PER_CLOCK,
+};
+use crate::board::{Place, SESSIONS_MAX};
+
+struct Lane {
+    number: u16,
+    shared: &'static Shared,
+    mail: Receiver,
+    links: Vec<Served>,
+    runner: Runner,
+    meter: Meter,
+    /// Looks at all links since a call was found.
+    empty_looks: u32,
+}
+
+struct Served {
+    session: u16,
+    waiting: Waiting,
+    link: Box<dyn Link>,
+}
+
+/// Waits for the first mail, then serves until it is told to finish.
+pub(super) fn run(number: u16, mail: Receiver) {
+    let Some(Mail::Start(shared)) = mail.wait() else { return };
+    let mut lane = Lane {
+        number,
+        shared,
+        mail,
+        links: Vec::with_capacity(usize::from(SESSIONS_MAX)),
+        runner: Runner::new(shared, number),
+        meter: Meter::new(&shared.board, number, shared.clock),
+        empty_looks: 0,
+    };
+    lane.serve();
+    lane.runner.finish();
+}
+
+impl Lane {
+    fn serve(&mut self) {
+        loop {
+            if self.mail.rung() && self.take_mail().is_break() {
+                return;
+            }
+            let mut found = false;
+            let mut index = 0;
+            while index < self.links.len() {
+                match self.serve_link(index) {
+                    Ok(call) => {
+                        found |= call;
+                        index += 1;
+                    }
+                    Err(error) => self.close(index, &error.to_string()),
+                }
+            }
+            if found {
+                self.empty_looks = 0;
+            } else if self.spins() {
+                std::hint::spin_loop();
+            } else {
+                self.sleep();
+            }
+        }
+    }
+
+    /// Serves one call of one link, if there is one.
+    fn serve_link(&mut self, index: usize) -> Result<bool, LinkError> {
+        let served = &mut self.links[index];
+        let Some(arrival) = served.link.poll()? else { return Ok(false) };
+        let header = &arrival.header;
+        let place = Place { session: served.session, lane: self.number, slot: header.slot };
+        let (Some(slot), Some(reply)) = (self.shared.board.slot(place), arrival.reply) else {
+            let (slot, block, len) = (header.slot, header.block, header.payload_len);
+            return Err(LinkError::Range { slot, block, len });
+        };
+        let done = self.runner.run(&mut *served.link, &arrival, reply, place, slot);
+        if let Some(ran) = done.ran {
+            self.meter.call(ran);
+        }
+        let posted = served.link.post(reply, &done.response(header, self.shared.clock));
+        if done.status == Status::Overflow {
+            fault::overflow(place, header.invocation);
+        }
+        posted.map(|()| true)
+    }
+
+    /// Nothing was found: look again at once?
+    fn spins(&mut self) -> bool {
+        self.empty_looks = self.empty_looks.wrapping_add(1);
+        if !self.links.iter().any(|served| served.waiting == Waiting::Hot) {
+            return false;
+        }
+        self.empty_looks % LOOKS_PER_CLOCK != 0 || self.meter.idle() < self.shared.hot_timeout
+    }
+
+    /// Sleeps until a link or the mailbox has something.
+    fn sleep(&mut self) {
+        for served in &mut self.links {
+            match served.link.arm() {
+                Ok(false) => {}
+                // The next look finds the call, or the error again.
+                Ok(true) | Err(_) => return,
+            }
+        }
+        if self.mail.rung() {
+            return;
+        }
+        self.meter.pause();
+        let mail = self.mail.wake_fd();
+        let mut sleep =
+            [(); SESSIONS_MAX as usize + 1].map(|()| PollFd::new(mail, PollFlags::POLLIN));
+        let mut count = 1;
+        for served in &self.links {
+            let Some(fd) = served.link.wait_fd() else { continue };
+            let write = if served.link.unsent() { PollFlags::POLLOUT } else { PollFlags::empty() };
+            sleep[count] = PollFd::new(fd, PollFlags::POLLIN | write);
+            count += 1;
+        }
+        // Interrupted or refused: the next look decides, and the next sleep tries again.
+        let _ = poll(&mut sleep[..count], PollTimeout::NONE);
+        self.meter.resume();
+    }
+
+    fn take_mail(&mut self) -> std::ops::ControlFlow<()> {
+        while let Some(mail) = self.mail.next() {
+            match mail {
+                Mail::Add { session, .. } if self.links.len() == usize::from(SESSIONS_MAX) => {
+                    self.tell_closed(session, "the lane serves as many links as it may");
+                }
+                Mail::Add { session, waiting, link } => {
+                    self.links.push(Served { session, waiting, link });
+                    self.meter.resume();
+                }
+                Mail::Drop { session } => {
+                    while let Some(index) =
+                        self.links.iter().position(|served| served.session == session)
+                    {
+                        self.close(index, "its session has ended");
+                    }
+                }
+                Mail::Start(_) => {}
+                Mail::Finish => return std::ops::ControlFlow::Break(()),
+            }
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+
+    fn close(&mut self, index: usize, why: &str) {
+        let served = self.links.swap_remove(index);
+        self.tell_closed(served.session, why);
+    }
+
+    fn tell_closed(&self, session: u16, why: &str) {
+        let message = why.to_owned();
+        let record = FromWorker::LinkClosed { session, lane: self.number, message };
+        // An agent that is gone is the main thread's to notice.
+        let _ = ipc::send_patiently(&self.shared.agent, &record, Duration::from_secs(1));
+    }
+}

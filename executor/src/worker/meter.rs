@@ -1,0 +1,67 @@
+//! Counts what a lane uses: calls, time inside functions, time spent looking for calls. Written to the board, where the agent
+//! reads it at any time. Reads the clock, decides nothing.
+#![forbid(unsafe_code)]
+
+use super::clock::{self, Clock};
+use crate::board::{Board, Usage};
+
+pub(super) struct Meter {
+    board: &'static Board,
+    lane: u16,
+    clock: Clock,
+    calls: u64,
+    executing: u64,
+    polling: u64,
+    /// Since when, in ticks, the lane has been looking for calls.
+    since: u64,
+    /// When the last call ended, or the lane was last woken.
+    active: u64,
+}
+
+impl Meter {
+    pub(super) fn new(board: &'static Board, lane: u16, clock: Clock) -> Self {
+        let now = clock::ticks();
+        let (calls, executing, polling) = (0, 0, 0);
+        Self { board, lane, clock, calls, executing, polling, since: now, active: now }
+    }
+
+    /// A function ran for so many ticks, until now.
+    pub(super) fn call(&mut self, ran: u64) {
+        let now = clock::ticks();
+        let looked = now.wrapping_sub(self.since).saturating_sub(ran);
+        self.calls += 1;
+        self.executing = self.executing.wrapping_add(ran);
+        self.polling = self.polling.wrapping_add(looked);
+        (self.since, self.active) = (now, now);
+        self.publish();
+    }
+
+    /// Still looking. Returns the ticks since the lane was last of use.
+    pub(super) fn idle(&mut self) -> u64 {
+        let now = clock::ticks();
+        self.polling = self.polling.wrapping_add(now.wrapping_sub(self.since));
+        self.since = now;
+        self.publish();
+        now.wrapping_sub(self.active)
+    }
+
+    /// The lane goes to sleep.
+    pub(super) fn pause(&mut self) {
+        self.idle();
+    }
+
+    /// The lane was woken.
+    pub(super) fn resume(&mut self) {
+        self.since = clock::ticks();
+        self.active = self.since;
+    }
+
+    fn publish(&self) {
+        let usage = Usage {
+            calls: self.calls,
+            executing_ns: self.clock.ns(self.executing),
+            polling_ns: self.clock.ns(self.polling),
+        };
+        self.board.set_usage(self.lane, usage);
+    }
+}

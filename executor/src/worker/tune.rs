@@ -1,0 +1,28 @@
+//! The worker's constants that an engineer may turn.
+
+use super::ipc::FUNCTIONS_MAX;
+use crate::board::SESSIONS_MAX;
+
+/// Empty looks of a hot lane between two readings of the clock.
+pub(super) const LOOKS_PER_CLOCK: u32 = 1024;
+
+/// Records that may wait for a lane: each session comes and goes once before the lane looks.
+pub(super) const MAIL_MAX: usize = 2 * SESSIONS_MAX as usize + 8;
+
+/// Stack of a lane, bytes: what a program's main thread has, since functions were written for one.
+pub(super) const STACK_BYTES: usize = 8 << 20;
+
+/// Stack on which a crash is recorded, bytes.
+pub(super) const FAULT_STACK_BYTES: usize = 64 << 10;
+
+/// Bytes of a function's message to its caller, the ending 0 included.
+pub(super) const ERROR_BYTES: usize = 1024;
+
+/// How long the clock is compared with the system's before it is trusted: a worker of the pool has waited longer anyway.
+pub(super) const CALIBRATE_NS: u64 = 2_000_000;
+
+/// What lies after every output, and is no likely output itself.
+pub(super) const GUARD_BYTE: u8 = 0xA7;
+
+const _: () = assert!(LOOKS_PER_CLOCK.is_power_of_two(), "the loop masks with it");
+const _: () = assert!(ERROR_BYTES > 1 && FUNCTIONS_MAX > 0, "an error has room for its message");
