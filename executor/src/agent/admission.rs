@@ -56,45 +56,24 @@ impl Node {
         let Some(harvester) = &self.harvester else {
             let message =
                 "this executor has not been told yet which harvester to trust: try again".into();
-            return Err(Refused {
-                code: Code::Token,
-                message,
-            });
+            return Err(Refused { code: Code::Token, message });
         };
-        let invalid = |error: AdmitError| Refused {
-            code: Code::Token,
-            message: error.to_string(),
-        };
+        let invalid = |error: AdmitError| Refused { code: Code::Token, message: error.to_string() };
         let claims =
             token::verify_signature(shown, harvester).map_err(|error| invalid(error.into()))?;
-        let Proved {
-            client_nonce,
-            executor_nonce,
-            signature,
-        } = proved;
-        prove(
-            &claims.client_key,
-            &attach_digest(client_nonce, executor_nonce, shown),
-            signature,
-        )?;
+        let Proved { client_nonce, executor_nonce, signature } = proved;
+        prove(&claims.client_key, &attach_digest(client_nonce, executor_nonce, shown), signature)?;
         if let Some(uid) = self.single_uid.filter(|uid| *uid != claims.uid.0) {
             let message = format!("this executor runs without root and serves uid {uid} alone");
-            return Err(Refused {
-                code: Code::Token,
-                message,
-            });
+            return Err(Refused { code: Code::Token, message });
         }
         let now = clock::now();
-        let admitted = self
-            .holder
-            .admit(now, &claims)
-            .map_err(|error| match error {
-                AdmitError::Occupied { .. } => Refused {
-                    code: Code::Limit,
-                    message: error.to_string(),
-                },
-                other => invalid(other),
-            })?;
+        let admitted = self.holder.admit(now, &claims).map_err(|error| match error {
+            AdmitError::Occupied { .. } => {
+                Refused { code: Code::Limit, message: error.to_string() }
+            }
+            other => invalid(other),
+        })?;
         if admitted.first {
             self.start(&claims)?;
         }
@@ -107,16 +86,8 @@ impl Node {
         let held = Lease::new(*claims, clock::now(), self.sessions_max).map_err(|error| {
             warn!(%lease, %error, "no board for the lease");
             self.holder.end(lease, EndReason::WorkerFailed);
-            self.finished(
-                lease,
-                EndReason::WorkerFailed,
-                &error.to_string(),
-                v1::Usage::default(),
-            );
-            Refused {
-                code: Code::Internal,
-                message: error.to_string(),
-            }
+            self.finished(lease, EndReason::WorkerFailed, &error.to_string(), v1::Usage::default());
+            Refused { code: Code::Internal, message: error.to_string() }
         })?;
         self.leases.insert(lease, held);
         info!(%lease, uid = claims.uid.0, cores = claims.cores, "lease admitted");
@@ -135,19 +106,13 @@ impl Node {
     /// The worker is there: begins a waiting client's session.
     pub(super) fn begin_session(&mut self, lease: LeaseId, waiter: Waiter) {
         let now = clock::now();
-        let safe_for = self
-            .holder
-            .deadline(lease)
-            .map(|deadline| deadline.since(now));
+        let safe_for = self.holder.deadline(lease).map(|deadline| deadline.since(now));
         let Some(held) = self.leases.get_mut(&lease) else {
             return;
         };
         let Some(safe_for) = safe_for.filter(|_| held.ending.is_none()) else {
             let message = format!("lease {lease} has ended on this node: acquire a new one");
-            drop(waiter.reply.send(Err(Refused {
-                code: Code::Token,
-                message,
-            })));
+            drop(waiter.reply.send(Err(Refused { code: Code::Token, message })));
             return;
         };
         self.last_session += 1;
@@ -156,12 +121,7 @@ impl Node {
             Ok((mut attached, messages)) => {
                 attached.safe_for_ms = safe_for.as_millis() as u64;
                 self.sessions.insert(id, lease);
-                let joined = Joined {
-                    id,
-                    uid: held.claims.uid.0,
-                    attached,
-                    messages,
-                };
+                let joined = Joined { id, uid: held.claims.uid.0, attached, messages };
                 if waiter.reply.send(Ok(joined)).is_err() {
                     self.end_session(id, false);
                 }
@@ -170,10 +130,7 @@ impl Node {
                 if held.sessions.is_empty() {
                     held.orphan_since = Some(now);
                 }
-                let refused = Refused {
-                    code: Code::Limit,
-                    message: error.to_string(),
-                };
+                let refused = Refused { code: Code::Limit, message: error.to_string() };
                 drop(waiter.reply.send(Err(refused)));
             }
         }
@@ -198,15 +155,9 @@ impl Node {
 
     /// Refuses every client that waits for this lease's worker.
     pub(super) fn turn_away(&mut self, lease: LeaseId, message: &str) {
-        let waiters = self
-            .leases
-            .get_mut(&lease)
-            .map(|held| std::mem::take(&mut held.waiters));
+        let waiters = self.leases.get_mut(&lease).map(|held| std::mem::take(&mut held.waiters));
         for waiter in waiters.into_iter().flatten() {
-            let refused = Refused {
-                code: Code::Internal,
-                message: message.to_owned(),
-            };
+            let refused = Refused { code: Code::Internal, message: message.to_owned() };
             drop(waiter.reply.send(Err(refused)));
         }
     }
@@ -219,17 +170,11 @@ impl Node {
         };
         let lease = *self.sessions.get(&id).ok_or_else(unknown)?;
         let held = self.leases.get_mut(&lease).ok_or_else(unknown)?;
-        let Proved {
-            client_nonce,
-            executor_nonce,
-            signature,
-        } = proved;
+        let Proved { client_nonce, executor_nonce, signature } = proved;
         let digest = lane_digest(client_nonce, executor_nonce, id, lane);
         prove(&held.claims.client_key, &digest, signature)?;
-        held.reserve_lane(id, lane).map_err(|error| Refused {
-            code: Code::Session,
-            message: error.to_string(),
-        })
+        held.reserve_lane(id, lane)
+            .map_err(|error| Refused { code: Code::Session, message: error.to_string() })
     }
 
     /// A lane's connection is ready for the worker.
@@ -237,10 +182,7 @@ impl Node {
         let Some(lease) = self.sessions.get(&id).copied() else {
             return;
         };
-        let told = self
-            .leases
-            .get_mut(&lease)
-            .map(|held| held.add_link(id, lane, socket));
+        let told = self.leases.get_mut(&lease).map(|held| held.add_link(id, lane, socket));
         if let Some(Err(error)) = told {
             self.worker_lost(lease, &error.to_string());
         }
@@ -258,10 +200,7 @@ fn prove(key: &[u8; 32], digest: &[u8; 32], signature: &[u8]) -> Result<(), Refu
     }
     let message = "the proof is not signed with the key that the lease is bound to: \
                    only the client that acquired it can attach";
-    Err(Refused {
-        code: Code::Proof,
-        message: message.into(),
-    })
+    Err(Refused { code: Code::Proof, message: message.into() })
 }
 
 /// A start's refusal, for people.

@@ -146,16 +146,9 @@ async fn serve<S: Stream>(
             let _ = shared.inputs.send(Input::SessionClosed { id }).await;
         }
         Ok(Ok(Greeted::Lane { session, lane })) => match stream.into_fd() {
-            Ok(socket) => drop(
-                shared
-                    .inputs
-                    .send(Input::LaneReady {
-                        session,
-                        lane,
-                        socket,
-                    })
-                    .await,
-            ),
+            Ok(socket) => {
+                drop(shared.inputs.send(Input::LaneReady { session, lane, socket }).await)
+            }
             Err(error) => debug!(%error, "a lane's socket cannot be handed over"),
         },
         Ok(Err(refused)) => {
@@ -168,18 +161,13 @@ async fn serve<S: Stream>(
 
 /// Hello, challenge, proof; then the node's word.
 async fn greet<S: Stream>(stream: &mut S, shared: &Shared) -> Result<Greeted, Refused> {
-    let protocol = |message: &str| Refused {
-        code: Code::Protocol,
-        message: message.to_owned(),
-    };
+    let protocol = |message: &str| Refused { code: Code::Protocol, message: message.to_owned() };
     let to_agent::Message::Hello(hello) = read_exact(stream).await? else {
         return Err(protocol("expected Hello"));
     };
     if hello.protocol != PROTOCOL {
-        let message = format!(
-            "this executor speaks protocol {PROTOCOL}, the client {}",
-            hello.protocol
-        );
+        let message =
+            format!("this executor speaks protocol {PROTOCOL}, the client {}", hello.protocol);
         return Err(protocol(&message));
     }
     if hello.client_nonce.len() != NONCE_LEN {
@@ -194,47 +182,24 @@ async fn greet<S: Stream>(stream: &mut S, shared: &Shared) -> Result<Greeted, Re
         executor_nonce: executor_nonce.to_vec().into(),
         signature: shared.key.sign(&digest).to_bytes().to_vec().into(),
     };
-    write(stream, from_agent::Message::Challenge(challenge))
-        .await
-        .map_err(gone)?;
+    write(stream, from_agent::Message::Challenge(challenge)).await.map_err(gone)?;
     let to_agent::Message::Proof(v1::Proof { signature }) = read_exact(stream).await? else {
         return Err(protocol("expected Proof"));
     };
-    let proved = Proved {
-        client_nonce: hello.client_nonce,
-        executor_nonce,
-        signature,
-    };
+    let proved = Proved { client_nonce: hello.client_nonce, executor_nonce, signature };
     match hello.purpose {
         Some(Purpose::Attach(wanted)) => {
-            let joined = ask(shared, |reply| Input::Attach {
-                wanted,
-                proved,
-                reply,
-            })
-            .await?;
+            let joined = ask(shared, |reply| Input::Attach { wanted, proved, reply }).await?;
             let attached = from_agent::Message::Attached(joined.attached.clone());
             // The session exists from here on: whatever fails, its end is told by `serve`.
             if write(stream, attached).await.is_err() {
-                let _ = shared
-                    .inputs
-                    .send(Input::SessionClosed { id: joined.id })
-                    .await;
+                let _ = shared.inputs.send(Input::SessionClosed { id: joined.id }).await;
                 return Err(gone(io::ErrorKind::BrokenPipe.into()));
             }
             Ok(Greeted::Session(Box::new(joined)))
         }
-        Some(Purpose::DataLane(v1::DataLane {
-            session_id: session,
-            lane,
-        })) => {
-            ask(shared, |reply| Input::Lane {
-                session,
-                lane,
-                proved,
-                reply,
-            })
-            .await?;
+        Some(Purpose::DataLane(v1::DataLane { session_id: session, lane })) => {
+            ask(shared, |reply| Input::Lane { session, lane, proved, reply }).await?;
             let ready = from_agent::Message::DataReady(v1::DataReady {});
             write(stream, ready).await.map_err(gone)?;
             Ok(Greeted::Lane { session, lane })
@@ -250,11 +215,7 @@ async fn ask<R>(
 ) -> Result<R, Refused> {
     let (reply, answer) = oneshot::channel();
     let ending = || internal("the executor is ending");
-    shared
-        .inputs
-        .send(input(reply))
-        .await
-        .map_err(|_| ending())?;
+    shared.inputs.send(input(reply)).await.map_err(|_| ending())?;
     answer.await.map_err(|_| ending())?
 }
 
@@ -306,33 +267,17 @@ async fn take_all<S: Stream>(
     upload: &mut Option<Upload>,
     shared: &Shared,
 ) -> Result<(), Over> {
-    while let Some(message) = incoming
-        .take()
-        .map_err(|error| Over::Fault(error.to_string()))?
-    {
-        let message = message
-            .message
-            .ok_or_else(|| Over::Fault("a message of a later version".into()))?;
+    while let Some(message) = incoming.take().map_err(|error| Over::Fault(error.to_string()))? {
+        let message =
+            message.message.ok_or_else(|| Over::Fault("a message of a later version".into()))?;
         let to_agent::Message::Upload(chunk) = message else {
-            let input = Input::Session {
-                id: joined.id,
-                message,
-            };
+            let input = Input::Session { id: joined.id, message };
             shared.inputs.send(input).await.map_err(|_| Over::Node)?;
             continue;
         };
         let answer = {
-            let mut libraries = shared
-                .libraries
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            uploads::take(
-                &chunk,
-                joined.uid,
-                shared.library_max,
-                upload,
-                &mut libraries,
-            )
+            let mut libraries = shared.libraries.lock().unwrap_or_else(PoisonError::into_inner);
+            uploads::take(&chunk, joined.uid, shared.library_max, upload, &mut libraries)
         };
         let answer = match answer {
             Ok(None) => continue,
@@ -350,10 +295,7 @@ async fn take_all<S: Stream>(
 
 /// One message of a greeting, and not a byte more: what follows may be a lane's.
 async fn read_exact<S: Stream>(stream: &mut S) -> Result<to_agent::Message, Refused> {
-    let bad = |error: BadFrame| Refused {
-        code: Code::Protocol,
-        message: error.to_string(),
-    };
+    let bad = |error: BadFrame| Refused { code: Code::Protocol, message: error.to_string() };
     let length = stream.read_u32_le().await.map_err(gone)? as usize;
     if length > GREETING_FRAME_MAX {
         return Err(bad(BadFrame::TooLong(length)));
@@ -361,40 +303,24 @@ async fn read_exact<S: Stream>(stream: &mut S) -> Result<to_agent::Message, Refu
     let mut frame = vec![0; length];
     stream.read_exact(&mut frame).await.map_err(gone)?;
     let message = ToAgent::decode(&frame[..]).map_err(|error| bad(error.into()))?;
-    let later = Refused {
-        code: Code::Protocol,
-        message: "a message of a later version".into(),
-    };
+    let later = Refused { code: Code::Protocol, message: "a message of a later version".into() };
     message.message.ok_or(later)
 }
 
 async fn write<S: Stream>(stream: &mut S, message: from_agent::Message) -> io::Result<()> {
-    stream
-        .write_all(&framing::encode(&FromAgent {
-            message: Some(message),
-        }))
-        .await
+    stream.write_all(&framing::encode(&FromAgent { message: Some(message) })).await
 }
 
 /// A `ControlError` as a message.
 pub(super) fn refusal(code: Code, message: &str) -> from_agent::Message {
-    from_agent::Message::Error(v1::ControlError {
-        code: code as i32,
-        message: message.to_owned(),
-    })
+    from_agent::Message::Error(v1::ControlError { code: code as i32, message: message.to_owned() })
 }
 
 fn internal(message: &str) -> Refused {
-    Refused {
-        code: Code::Internal,
-        message: message.to_owned(),
-    }
+    Refused { code: Code::Internal, message: message.to_owned() }
 }
 
 /// The client is gone: nobody reads this refusal.
 fn gone(error: io::Error) -> Refused {
-    Refused {
-        code: Code::Protocol,
-        message: format!("the client went away: {error}"),
-    }
+    Refused { code: Code::Protocol, message: format!("the client went away: {error}") }
 }

@@ -61,10 +61,7 @@ impl Functions {
         };
         let name = &request.name;
         if name.is_empty() || name.len() > FUNCTION_NAME_MAX || name.contains('\0') {
-            return refuse(
-                Code::Function,
-                "a function's name has 1 to 255 bytes, none of them 0",
-            );
+            return refuse(Code::Function, "a function's name has 1 to 255 bytes, none of them 0");
         }
         let abi = match v1::Abi::try_from(request.abi).unwrap_or_default() {
             v1::Abi::Unspecified => Abi::Any,
@@ -75,16 +72,10 @@ impl Functions {
         let library = match (self.libraries.get(&hash), file) {
             (Some(library), _) => *library,
             (None, None) => {
-                return refuse(
-                    Code::Library,
-                    "the library is not on this node: upload it first",
-                );
+                return refuse(Code::Library, "the library is not on this node: upload it first");
             }
             (None, Some(_)) if self.libraries.len() >= LIBRARIES_MAX as usize => {
-                return refuse(
-                    Code::Limit,
-                    "this lease has as many libraries as one may have",
-                );
+                return refuse(Code::Limit, "this lease has as many libraries as one may have");
             }
             (None, Some(file)) => {
                 let library = self.libraries.len() as u32;
@@ -94,10 +85,7 @@ impl Functions {
             }
         };
         let Some(function) = self.number(library, name, abi) else {
-            return refuse(
-                Code::Limit,
-                "this lease has as many functions as one may have",
-            );
+            return refuse(Code::Limit, "this lease has as many functions as one may have");
         };
         let known = &mut self.functions[function as usize].state;
         match known {
@@ -110,15 +98,7 @@ impl Functions {
             }
             State::Failed => *known = State::Opening(now, vec![session]),
         }
-        records.push((
-            ToWorker::OpenFunction {
-                function,
-                library,
-                name: name.clone(),
-                abi,
-            },
-            None,
-        ));
+        records.push((ToWorker::OpenFunction { function, library, name: name.clone(), abi }, None));
         Open::Ask(records)
     }
 
@@ -133,12 +113,7 @@ impl Functions {
         if self.functions.len() >= FUNCTIONS_MAX as usize {
             return None;
         }
-        self.functions.push(Function {
-            library,
-            name: name.to_owned(),
-            abi,
-            state: State::Failed,
-        });
+        self.functions.push(Function { library, name: name.to_owned(), abi, state: State::Failed });
         Some(self.functions.len() as u32 - 1)
     }
 
@@ -157,10 +132,9 @@ impl Functions {
             return Vec::new();
         };
         match std::mem::replace(&mut known.state, state) {
-            State::Opening(_, waiting) => waiting
-                .into_iter()
-                .map(|session| (session, answer.clone()))
-                .collect(),
+            State::Opening(_, waiting) => {
+                waiting.into_iter().map(|session| (session, answer.clone())).collect()
+            }
             _ => Vec::new(),
         }
     }
@@ -173,20 +147,15 @@ impl Functions {
             .collect();
         let message =
             format!("the library was not loaded within {OPEN_TIMEOUT:?}: its constructors hang");
-        late.into_iter()
-            .flat_map(|function| self.failed(function, &message))
-            .collect()
+        late.into_iter().flat_map(|function| self.failed(function, &message)).collect()
     }
 
     /// When [`overdue`](Self::overdue) has to look next.
     pub(super) fn next_overdue(&self) -> Option<Stamp> {
-        let since = self
-            .functions
-            .iter()
-            .filter_map(|function| match &function.state {
-                State::Opening(since, _) => Some(since.after(OPEN_TIMEOUT)),
-                _ => None,
-            });
+        let since = self.functions.iter().filter_map(|function| match &function.state {
+            State::Opening(since, _) => Some(since.after(OPEN_TIMEOUT)),
+            _ => None,
+        });
         since.min()
     }
 
@@ -206,8 +175,5 @@ fn opened(function: u32, abi: Abi) -> from_agent::Message {
         Abi::Rfaas => v1::Abi::Rfaas,
         Abi::Gleaner => v1::Abi::Gleaner,
     };
-    from_agent::Message::FunctionOpened(v1::FunctionOpened {
-        function,
-        abi: abi as i32,
-    })
+    from_agent::Message::FunctionOpened(v1::FunctionOpened { function, abi: abi as i32 })
 }

@@ -28,25 +28,10 @@ impl Node {
                 let last_term = self.holder.term().0;
                 let hold_job_id = self.reports.hold_job_id;
                 let stamp_ns = now.0;
-                drop(reply.send(Registering {
-                    stamp_ns,
-                    resume_epoch,
-                    last_term,
-                    hold_job_id,
-                }));
+                drop(reply.send(Registering { stamp_ns, resume_epoch, last_term, hold_job_id }));
             }
-            FromUplink::Registered {
-                registered,
-                key,
-                stream,
-                taken,
-            } => {
-                let Registered {
-                    grant_epoch,
-                    term,
-                    heartbeat_ms,
-                    ..
-                } = registered;
+            FromUplink::Registered { registered, key, stream, taken } => {
+                let Registered { grant_epoch, term, heartbeat_ms, .. } = registered;
                 let known = self.holder.registered(now, Epoch(grant_epoch), Term(term));
                 if let Err(error) = &known {
                     warn!("{error}");
@@ -54,8 +39,7 @@ impl Node {
                     self.harvester = Some(key);
                     // The harvester has just begun this epoch: it knows that those before are over.
                     let _ = self.holder.take_vacated();
-                    self.reports
-                        .connected(stream, Duration::from_millis(heartbeat_ms), now);
+                    self.reports.connected(stream, Duration::from_millis(heartbeat_ms), now);
                 }
                 // A node that is gone takes nothing.
                 let _ = taken.send(known.is_ok());
@@ -77,10 +61,7 @@ impl Node {
                 };
                 match self.holder.grant(clock::now(), &grant) {
                     Ok(until) => {
-                        self.order(Order::Grant {
-                            epoch: grant.epoch.0,
-                            until_ns: until.0,
-                        });
+                        self.order(Order::Grant { epoch: grant.epoch.0, until_ns: until.0 });
                     }
                     Err(error) => debug!("{error}"),
                 }
@@ -94,8 +75,7 @@ impl Node {
                 let lease = LeaseId(revoke.lease_id);
                 if !self.holder.end(lease, reason) {
                     let detail = "the lease had not been attached here, or had ended";
-                    self.reports
-                        .lease_ended(lease, reason, detail, Usage::default());
+                    self.reports.lease_ended(lease, reason, detail, Usage::default());
                 }
             }
             Message::Ack(ack) => self.reports.acknowledge(ack.event_seq),

@@ -94,11 +94,7 @@ impl Lease {
     /// A lease whose worker is being started.
     pub(super) fn new(claims: Claims, now: Stamp, sessions_max: u16) -> Result<Self, BoardError> {
         let lanes = u16::try_from(claims.cores).unwrap_or(u16::MAX);
-        let shape = Shape {
-            sessions: sessions_max,
-            lanes,
-            window: window_max(claims.cores),
-        };
+        let shape = Shape { sessions: sessions_max, lanes, window: window_max(claims.cores) };
         let (board, board_fd) = Board::create(shape, claims.epoch.0)?;
         Ok(Self {
             claims,
@@ -151,18 +147,9 @@ impl Lease {
         let lanes = self.claims.cores;
         let window = wanted.window.clamp(1, u32::from(self.board.shape().window)) as u16;
         let slot_bytes = u32::try_from(wanted.slot_bytes).unwrap_or(u32::MAX);
-        let geometry = Geometry {
-            window,
-            slot_bytes,
-            arena_bytes: wanted.arena_bytes,
-        }
-        .check()?;
+        let geometry = Geometry { window, slot_bytes, arena_bytes: wanted.arena_bytes }.check()?;
         self.check_memory(geometry)?;
-        let in_use = |index: &u16| {
-            self.sessions
-                .values()
-                .any(|session| session.index == *index)
-        };
+        let in_use = |index: &u16| self.sessions.values().any(|session| session.index == *index);
         let free = (0..self.links.len() as u16)
             .find(|index| self.links[usize::from(*index)] == 0 && !in_use(index));
         let index = free.ok_or(SessionError::Sessions(self.links.len()))?;
@@ -171,16 +158,7 @@ impl Lease {
         let waiting = if hot { Waiting::Hot } else { Waiting::Warm };
         let (queue, messages) = mpsc::channel(SESSION_QUEUE_MAX);
         let connected = vec![false; lanes as usize];
-        self.sessions.insert(
-            id,
-            Session {
-                index,
-                geometry,
-                waiting,
-                lanes: connected,
-                queue,
-            },
-        );
+        self.sessions.insert(id, Session { index, geometry, waiting, lanes: connected, queue });
         self.orphan_since = None;
         let attached = v1::Attached {
             session_id: id,
@@ -190,11 +168,7 @@ impl Lease {
             arena_bytes: geometry.arena_bytes,
             grant_epoch: self.claims.epoch.0,
             safe_for_ms: 0,
-            waiting: if hot {
-                v1::Waiting::Hot
-            } else {
-                v1::Waiting::Warm
-            } as i32,
+            waiting: if hot { v1::Waiting::Hot } else { v1::Waiting::Warm } as i32,
         };
         Ok((attached, messages))
     }
@@ -202,17 +176,9 @@ impl Lease {
     /// The links of every session, both directions, are charged to the lease.
     fn check_memory(&self, geometry: Geometry) -> Result<(), SessionError> {
         let of = |geometry: Geometry| geometry.region_bytes() * 2 * u64::from(self.claims.cores);
-        let held: u64 = self
-            .sessions
-            .values()
-            .map(|session| of(session.geometry))
-            .sum();
+        let held: u64 = self.sessions.values().map(|session| of(session.geometry)).sum();
         let (needed, memory) = (held + of(geometry), self.claims.memory_bytes);
-        if needed <= memory {
-            Ok(())
-        } else {
-            Err(SessionError::Memory { needed, memory })
-        }
+        if needed <= memory { Ok(()) } else { Err(SessionError::Memory { needed, memory }) }
     }
 
     /// Sets a lane of a session aside for a connection that is about to be handed over.
@@ -223,11 +189,7 @@ impl Lease {
             .get_mut(&id)
             .and_then(|session| session.lanes.get_mut(lane as usize))
             .filter(|connected| !**connected);
-        *free.ok_or(SessionError::Lane {
-            session: id,
-            lane,
-            lanes,
-        })? = true;
+        *free.ok_or(SessionError::Lane { session: id, lane, lanes })? = true;
         Ok(())
     }
 
@@ -241,18 +203,8 @@ impl Lease {
         let Some(session) = self.sessions.get(&id) else {
             return Ok(());
         };
-        let Session {
-            index,
-            geometry,
-            waiting,
-            ..
-        } = *session;
-        let record = ToWorker::AddLink {
-            session: index,
-            lane: lane as u16,
-            geometry,
-            waiting,
-        };
+        let Session { index, geometry, waiting, .. } = *session;
+        let record = ToWorker::AddLink { session: index, lane: lane as u16, geometry, waiting };
         self.tell(&record, Some(socket))?;
         self.links[usize::from(index)] += 1;
         Ok(())
@@ -271,27 +223,17 @@ impl Lease {
             return Ok(());
         };
         self.functions.forget(id);
-        self.cancels
-            .retain(|cancelled| cancelled.place.session != session.index);
+        self.cancels.retain(|cancelled| cancelled.place.session != session.index);
         if self.sessions.is_empty() && !comes_back {
             self.orphan_since = Some(now);
         }
-        self.tell(
-            &ToWorker::DropSession {
-                session: session.index,
-            },
-            None,
-        )
+        self.tell(&ToWorker::DropSession { session: session.index }, None)
     }
 
     /// Puts a message into a session's queue. False: it is full or closed, and the session must go.
     pub(super) fn send(&self, id: u64, message: from_agent::Message) -> bool {
-        let message = FromAgent {
-            message: Some(message),
-        };
-        self.sessions
-            .get(&id)
-            .is_some_and(|session| session.queue.try_send(message).is_ok())
+        let message = FromAgent { message: Some(message) };
+        self.sessions.get(&id).is_some_and(|session| session.queue.try_send(message).is_ok())
     }
 
     /// A client gives a call up: it is skipped if it has not started, and stopped if it runs longer than its grace.
@@ -302,11 +244,7 @@ impl Lease {
         let (Ok(lane), Ok(slot)) = (u16::try_from(cancel.lane), u16::try_from(cancel.slot)) else {
             return;
         };
-        let place = Place {
-            session: session.index,
-            lane,
-            slot,
-        };
+        let place = Place { session: session.index, lane, slot };
         let Some(words) = self.board.slot(place) else {
             return;
         };
@@ -315,11 +253,7 @@ impl Lease {
         if self.cancels.len() < CANCELS_MAX {
             let grace = Duration::from_millis(cancel.grace_ms).min(CANCEL_GRACE_MAX);
             let invocation = cancel.invocation;
-            self.cancels.push(Cancelled {
-                at: now.after(grace),
-                place,
-                invocation,
-            });
+            self.cancels.push(Cancelled { at: now.after(grace), place, invocation });
         }
     }
 
@@ -337,10 +271,7 @@ impl Lease {
                 state.phase == Phase::Started && state.invocation == cancelled.invocation
             })
         };
-        let over = self
-            .cancels
-            .iter()
-            .find(|cancelled| cancelled.at <= now && runs(cancelled));
+        let over = self.cancels.iter().find(|cancelled| cancelled.at <= now && runs(cancelled));
         self.overran = over.map(|cancelled| (cancelled.place, cancelled.invocation));
         self.cancels.retain(|cancelled| cancelled.at > now);
         self.overran.is_some()
@@ -348,11 +279,7 @@ impl Lease {
 
     /// In words, how the worker ended, from its own record and the keeper's.
     pub(super) fn epitaph(&self, end: End) -> String {
-        if let Some((_, detail)) = self
-            .ending
-            .as_ref()
-            .filter(|(_, detail)| !detail.is_empty())
-        {
+        if let Some((_, detail)) = self.ending.as_ref().filter(|(_, detail)| !detail.is_empty()) {
             return detail.clone();
         }
         match (self.board.fault(), end) {
@@ -375,20 +302,14 @@ impl Lease {
                 detail: detail.to_owned(),
                 verdicts: self.verdicts(session.index, reason),
             };
-            let message = FromAgent {
-                message: Some(from_agent::Message::Evicted(evicted)),
-            };
+            let message = FromAgent { message: Some(from_agent::Message::Evicted(evicted)) };
             // A full queue is a client that does not read: it gets no verdict, and delays nobody.
             let _ = session.queue.try_send(message);
         }
     }
 
     fn verdicts(&self, session: u16, reason: EndReason) -> Vec<v1::Verdict> {
-        let fault = self
-            .board
-            .fault()
-            .and_then(|fault| fault.call)
-            .or(self.overran);
+        let fault = self.board.fault().and_then(|fault| fault.call).or(self.overran);
         // A worker that died without saying in which call: each that was running may have done it.
         let all_suspect = reason == EndReason::WorkerFailed && fault.is_none();
         let state = |place: Place, invocation: u64, phase: Phase| match phase {

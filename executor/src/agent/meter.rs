@@ -29,9 +29,7 @@ pub(super) fn live(pid: u32) -> Kernel {
 
 fn memory_peak(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kib << 10)
 }
@@ -42,18 +40,9 @@ pub(super) fn usage(cores: u32, held: Duration, kernel: Kernel, claims: board::U
     let cpu_ns = kernel.cpu_ns.min(allocated_core_ns);
     let executing_ns = claims.executing_ns.min(cpu_ns);
     let polling_ns = claims.polling_ns.min(cpu_ns - executing_ns);
-    let Kernel {
-        memory_peak_bytes, ..
-    } = kernel;
+    let Kernel { memory_peak_bytes, .. } = kernel;
     let calls = claims.calls;
-    v1::Usage {
-        allocated_core_ns,
-        cpu_ns,
-        executing_ns,
-        polling_ns,
-        calls,
-        memory_peak_bytes,
-    }
+    v1::Usage { allocated_core_ns, cpu_ns, executing_ns, polling_ns, calls, memory_peak_bytes }
 }
 
 #[cfg(test)]

@@ -76,9 +76,7 @@ pub enum AgentError {
 
 /// Serves until the keeper ends it. The agent of one node, in a process of its own.
 pub fn run(inherited: Inherited, config: &Config) -> Result<(), AgentError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(inherited, config))
 }
 
@@ -105,15 +103,9 @@ async fn serve(inherited: Inherited, config: &Config) -> Result<(), AgentError> 
         inputs,
     };
     info!(node = %inherited.node, address, "agent serves");
-    let identity = Identity::new(
-        &inherited.node,
-        clock::boot_id()?,
-        config.policy.lease_ttl_max,
-    );
+    let identity = Identity::new(&inherited.node, clock::boot_id()?, config.policy.lease_ttl_max);
     let reports = Reports::new(journal::Reader::open(&inherited.run_dir)?);
-    let single_uid = inherited
-        .single_user
-        .then(|| nix::unistd::getuid().as_raw());
+    let single_uid = inherited.single_user.then(|| nix::unistd::getuid().as_raw());
     let node = Node::new(
         Holder::new(identity),
         inherited.keeper,
@@ -175,17 +167,13 @@ fn register(inherited: &Inherited, shared: &Shared, address: &str) -> Result<Reg
 
 fn auth(config: &Config) -> Auth {
     match config.cluster.auth {
-        gleaner_config::Auth::Munge => Auth::Munge {
-            socket: config.cluster.munge_socket.clone(),
-        },
+        gleaner_config::Auth::Munge => Auth::Munge { socket: config.cluster.munge_socket.clone() },
         gleaner_config::Auth::SingleUser => Auth::SingleUser,
     }
 }
 
 fn harvester_uids(config: &Config) -> Vec<u32> {
-    let user = nix::unistd::User::from_name(&config.harvester.user)
-        .ok()
-        .flatten();
+    let user = nix::unistd::User::from_name(&config.harvester.user).ok().flatten();
     user.map(|user| user.uid.as_raw()).into_iter().collect()
 }
 

@@ -51,24 +51,11 @@ use crate::{
 #[derive(Debug)]
 pub(super) enum Input {
     /// A greeted client wants a session.
-    Attach {
-        wanted: v1::Attach,
-        proved: Proved,
-        reply: AttachReply,
-    },
+    Attach { wanted: v1::Attach, proved: Proved, reply: AttachReply },
     /// A greeted connection wants to be a session's lane.
-    Lane {
-        session: u64,
-        lane: u32,
-        proved: Proved,
-        reply: oneshot::Sender<Result<(), Refused>>,
-    },
+    Lane { session: u64, lane: u32, proved: Proved, reply: oneshot::Sender<Result<(), Refused>> },
     /// Its client knows; the connection is the worker's from now on.
-    LaneReady {
-        session: u64,
-        lane: u32,
-        socket: OwnedFd,
-    },
+    LaneReady { session: u64, lane: u32, socket: OwnedFd },
     /// A session's client says something.
     Session { id: u64, message: to_agent::Message },
     /// A session's connection is gone.
@@ -114,9 +101,8 @@ impl Node {
         config: &gleaner_config::Executor,
         single_uid: Option<u32>,
     ) -> io::Result<Self> {
-        let sessions_max = config
-            .sessions_per_lease
-            .clamp(1, u32::from(crate::board::SESSIONS_MAX));
+        let sessions_max =
+            config.sessions_per_lease.clamp(1, u32::from(crate::board::SESSIONS_MAX));
         Ok(Self {
             holder,
             leases: BTreeMap::new(),
@@ -162,24 +148,11 @@ impl Node {
 
     fn input(&mut self, input: Input) {
         match input {
-            Input::Attach {
-                wanted,
-                proved,
-                reply,
-            } => self.attach(wanted, &proved, reply),
-            Input::Lane {
-                session,
-                lane,
-                proved,
-                reply,
-            } => {
+            Input::Attach { wanted, proved, reply } => self.attach(wanted, &proved, reply),
+            Input::Lane { session, lane, proved, reply } => {
                 drop(reply.send(self.lane(session, lane, &proved)));
             }
-            Input::LaneReady {
-                session,
-                lane,
-                socket,
-            } => self.lane_ready(session, lane, &socket),
+            Input::LaneReady { session, lane, socket } => self.lane_ready(session, lane, &socket),
             Input::Session { id, message } => self.session(id, message),
             Input::SessionClosed { id } => self.end_session(id, false),
             Input::Worker { lease, record } => self.worker(lease, record),
@@ -206,10 +179,7 @@ impl Node {
                     "a cancelled call did not end in its grace",
                 ));
             }
-            if lease
-                .orphan_since
-                .is_some_and(|since| since.after(ORPHAN_GRACE) <= now)
-            {
+            if lease.orphan_since.is_some_and(|since| since.after(ORPHAN_GRACE) <= now) {
                 lease.orphan_since = None;
                 over.push((*id, EndReason::Released, "its client went away"));
             }
@@ -218,36 +188,23 @@ impl Node {
                 stops.push(Order::Stop { lease_id: id.0 });
             }
         }
-        answers
-            .into_iter()
-            .for_each(|(session, answer)| self.answer(session, answer));
-        over.into_iter()
-            .for_each(|(lease, reason, detail)| self.end_lease(lease, reason, detail));
+        answers.into_iter().for_each(|(session, answer)| self.answer(session, answer));
+        over.into_iter().for_each(|(lease, reason, detail)| self.end_lease(lease, reason, detail));
         stops.into_iter().for_each(|order| self.order(order));
         if let Some(epoch) = self.holder.take_vacated() {
             self.reports.epoch_over(epoch, now);
         }
-        self.reports
-            .report_if_due(now, &mut self.holder, &self.leases);
+        self.reports.report_if_due(now, &mut self.holder, &self.leases);
     }
 
     fn next_wake(&self) -> Instant {
         let leases = self.leases.values().flat_map(|lease| {
             let orphan = lease.orphan_since.map(|since| since.after(ORPHAN_GRACE));
-            [
-                lease.next_cancel(),
-                lease.functions.next_overdue(),
-                orphan,
-                lease.stop_at,
-            ]
+            [lease.next_cancel(), lease.functions.next_overdue(), orphan, lease.stop_at]
         });
         let known = [self.holder.next_deadline(), Some(self.reports.next_due())];
         let next = leases.chain(known).flatten().min().unwrap_or_default();
-        let orders = if self.orders.is_empty() {
-            Duration::MAX
-        } else {
-            Duration::from_millis(1)
-        };
+        let orders = if self.orders.is_empty() { Duration::MAX } else { Duration::from_millis(1) };
         Instant::now() + next.since(clock::now()).min(orders)
     }
 
@@ -279,19 +236,13 @@ impl Node {
             EndReason::Released if held.tell(&ToWorker::Finish, None).is_ok() => {
                 held.stop_at = Some(clock::now().after(FINISH_GRACE));
             }
-            _ => self.order(Order::Stop {
-                lease_id: stop.lease.0,
-            }),
+            _ => self.order(Order::Stop { lease_id: stop.lease.0 }),
         }
     }
 
     /// A session of this lease's, or the agent itself, cannot reach the worker.
     pub(super) fn worker_lost(&mut self, lease: LeaseId, why: &str) {
-        if self
-            .leases
-            .get(&lease)
-            .is_some_and(|held| held.ending.is_none())
-        {
+        if self.leases.get(&lease).is_some_and(|held| held.ending.is_none()) {
             warn!(%lease, why, "worker lost");
             // The keeper's `Gone` tells how it died, unless it lives and only does not answer.
             self.holder.end(lease, EndReason::WorkerFailed);
@@ -312,36 +263,14 @@ impl Node {
         match notice {
             Notice::Welcome { hold_job_id, .. } => self.reports.hold_job_id = hold_job_id,
             Notice::Started { lease_id, pid } => self.started(LeaseId(lease_id), pid, fd),
-            Notice::StartFailed {
-                lease_id,
-                refusal,
-                errno,
-                step,
-            } => {
+            Notice::StartFailed { lease_id, refusal, errno, step } => {
                 let detail = start_detail(errno, step);
                 self.start_failed(LeaseId(lease_id), refusal, &detail);
             }
-            Notice::Gone {
-                lease_id,
-                end,
-                cpu_ns,
-                memory_peak_bytes,
-            } => {
-                self.gone(
-                    LeaseId(lease_id),
-                    end,
-                    Kernel {
-                        cpu_ns,
-                        memory_peak_bytes,
-                    },
-                );
+            Notice::Gone { lease_id, end, cpu_ns, memory_peak_bytes } => {
+                self.gone(LeaseId(lease_id), end, Kernel { cpu_ns, memory_peak_bytes });
             }
-            Notice::Fenced {
-                trigger,
-                epoch,
-                job_id,
-                ..
-            } => {
+            Notice::Fenced { trigger, epoch, job_id, .. } => {
                 let reason = reason_of(trigger);
                 info!(?trigger, epoch, job_id, "node is being vacated");
                 self.fenced = Some((Epoch(epoch), reason));
@@ -354,22 +283,10 @@ impl Node {
                 self.fenced = None;
                 self.reports.vacated();
             }
-            Notice::JobEvent {
-                ended,
-                job_id,
-                job_uid,
-                stamp_ns,
-                hook_us,
-            } => {
+            Notice::JobEvent { ended, job_id, job_uid, stamp_ns, hook_us } => {
                 self.reports.hold_job_id = if ended { 0 } else { job_id };
                 let hook_us = u64::from(hook_us);
-                let event = v1::JobEvent {
-                    ended,
-                    job_id,
-                    job_uid,
-                    stamp_ns,
-                    hook_us,
-                };
+                let event = v1::JobEvent { ended, job_id, job_uid, stamp_ns, hook_us };
                 self.reports.job_event(event);
             }
         }
@@ -380,13 +297,7 @@ impl Node {
             return;
         };
         let socket = Arc::new(socket);
-        let told = lease.started(
-            Worker {
-                pid,
-                socket: socket.clone(),
-            },
-            self.hot_timeout,
-        );
+        let told = lease.started(Worker { pid, socket: socket.clone() }, self.hot_timeout);
         let watched = told.map_err(|error| error.to_string()).and_then(|()| {
             let inputs = self.shared.inputs.clone();
             workers::watch(id, &socket, inputs).map_err(|error| error.to_string())
@@ -397,9 +308,7 @@ impl Node {
         }
         info!(lease = %id, pid, "worker started");
         let waiters = std::mem::take(&mut lease.waiters);
-        waiters
-            .into_iter()
-            .for_each(|waiter| self.begin_session(id, waiter));
+        waiters.into_iter().for_each(|waiter| self.begin_session(id, waiter));
     }
 
     /// The keeper's word that nothing of the lease is left: the verdicts are final, and everybody is told.
@@ -414,9 +323,9 @@ impl Node {
         let reason = match (&lease.ending, end) {
             (Some((reason, _)), _) => *reason,
             (None, End::Deadline) => EndReason::Expired,
-            (None, End::Vacated) => self
-                .fenced
-                .map_or(EndReason::ExecutorLost, |(_, reason)| reason),
+            (None, End::Vacated) => {
+                self.fenced.map_or(EndReason::ExecutorLost, |(_, reason)| reason)
+            }
             (None, _) => EndReason::WorkerFailed,
         };
         let detail = lease.epitaph(end);
@@ -452,9 +361,7 @@ impl Node {
             }
             FromWorker::LinkClosed { session, .. } => return held.link_closed(session),
         };
-        answers
-            .into_iter()
-            .for_each(|(session, answer)| self.answer(session, answer));
+        answers.into_iter().for_each(|(session, answer)| self.answer(session, answer));
     }
 
     fn session(&mut self, id: u64, message: to_agent::Message) {
@@ -487,16 +394,10 @@ impl Node {
     }
 
     fn renew(&mut self, id: u64, lease: LeaseId, ttl_ms: u64) {
-        let answer = match self
-            .holder
-            .renew(clock::now(), lease, Duration::from_millis(ttl_ms))
-        {
+        let answer = match self.holder.renew(clock::now(), lease, Duration::from_millis(ttl_ms)) {
             Ok(renewed) => {
                 let deadline_ns = renewed.expires.0;
-                self.order(Order::Extend {
-                    lease_id: lease.0,
-                    deadline_ns,
-                });
+                self.order(Order::Extend { lease_id: lease.0, deadline_ns });
                 self.reports.lease_renewed(lease, renewed.expires);
                 let safe_for_ms = renewed.safe_for.as_millis() as u64;
                 from_agent::Message::Renewed(v1::Renewed { safe_for_ms })
@@ -511,19 +412,15 @@ impl Node {
             return;
         };
         let file = request.sha256[..].try_into().ok().and_then(|hash| {
-            let mut libraries = self
-                .shared
-                .libraries
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut libraries =
+                self.shared.libraries.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             libraries.find(held.claims.uid.0, &hash)
         });
         match held.functions.open(id, request, file, clock::now()) {
             Open::Answer(answer) => self.answer(id, answer),
             Open::Ask(records) => {
-                let told = records
-                    .iter()
-                    .try_for_each(|(record, fd)| held.tell(record, fd.as_deref()));
+                let told =
+                    records.iter().try_for_each(|(record, fd)| held.tell(record, fd.as_deref()));
                 if let Err(error) = told {
                     self.worker_lost(lease, &error.to_string());
                 }
@@ -533,10 +430,7 @@ impl Node {
 
     /// Answers a session; one that does not read is dropped.
     fn answer(&mut self, id: u64, message: from_agent::Message) {
-        let held = self
-            .sessions
-            .get(&id)
-            .and_then(|lease| self.leases.get(lease));
+        let held = self.sessions.get(&id).and_then(|lease| self.leases.get(lease));
         if held.is_some_and(|held| !held.send(id, message)) {
             self.end_session(id, false);
         }
@@ -547,10 +441,8 @@ impl Node {
         let Some(lease) = self.sessions.remove(&id) else {
             return;
         };
-        let told = self
-            .leases
-            .get_mut(&lease)
-            .map(|held| held.detach(id, comes_back, clock::now()));
+        let told =
+            self.leases.get_mut(&lease).map(|held| held.detach(id, comes_back, clock::now()));
         if let Some(Err(error)) = told {
             self.worker_lost(lease, &error.to_string());
         }
@@ -588,9 +480,7 @@ impl Node {
         for stop in self.holder.tick(clock::now()) {
             self.stop(stop);
         }
-        self.order(Order::Vacate {
-            trigger: trigger_of(reason),
-        });
+        self.order(Order::Vacate { trigger: trigger_of(reason) });
     }
 }
 

@@ -31,10 +31,7 @@ impl Outbox {
         }
         self.last += 1;
         self.events.insert(self.last, event.clone());
-        FromExecutor {
-            event_seq: self.last,
-            message: Some(event),
-        }
+        FromExecutor { event_seq: self.last, message: Some(event) }
     }
 
     /// The harvester has stored this one.
@@ -48,10 +45,9 @@ impl Outbox {
 
     /// Everything that is not acknowledged, oldest first.
     pub(super) fn unacknowledged(&self) -> impl Iterator<Item = FromExecutor> + '_ {
-        self.events.iter().map(|(seq, event)| FromExecutor {
-            event_seq: *seq,
-            message: Some(event.clone()),
-        })
+        self.events
+            .iter()
+            .map(|(seq, event)| FromExecutor { event_seq: *seq, message: Some(event.clone()) })
     }
 
     fn make_room(&mut self) {
@@ -67,24 +63,17 @@ mod tests {
     use super::*;
 
     fn renewed(lease_id: u64) -> Message {
-        Message::LeaseRenewed(LeaseRenewed {
-            lease_id,
-            expires_stamp_ns: 0,
-        })
+        Message::LeaseRenewed(LeaseRenewed { lease_id, expires_stamp_ns: 0 })
     }
 
     #[test]
     fn events_stay_until_each_is_acknowledged() {
         let mut outbox = Outbox::default();
-        let seqs: Vec<u64> = (0..3)
-            .map(|_| outbox.push(Message::JobEvent(Default::default())).event_seq)
-            .collect();
+        let seqs: Vec<u64> =
+            (0..3).map(|_| outbox.push(Message::JobEvent(Default::default())).event_seq).collect();
         assert_eq!(seqs, [1, 2, 3]);
         outbox.acknowledge(2);
-        let left: Vec<u64> = outbox
-            .unacknowledged()
-            .map(|event| event.event_seq)
-            .collect();
+        let left: Vec<u64> = outbox.unacknowledged().map(|event| event.event_seq).collect();
         assert_eq!(left, [1, 3]);
     }
 
@@ -96,10 +85,6 @@ mod tests {
         assert_eq!(outbox.unacknowledged().count(), 2);
         (0..OUTBOX_MAX as u64 * 2).for_each(|lease| drop(outbox.push(renewed(lease))));
         assert_eq!(outbox.events.len(), OUTBOX_MAX);
-        assert_eq!(
-            outbox.events.keys().next(),
-            Some(&1),
-            "the job event is still there"
-        );
+        assert_eq!(outbox.events.keys().next(), Some(&1), "the job event is still there");
     }
 }

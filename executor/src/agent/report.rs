@@ -131,10 +131,7 @@ impl Reports {
         };
         // A full stream is a harvester that does not read: the next heartbeat tries again.
         let message = Some(Message::Heartbeat(heartbeat));
-        let _ = stream.try_send(FromExecutor {
-            event_seq: 0,
-            message,
-        });
+        let _ = stream.try_send(FromExecutor { event_seq: 0, message });
         self.next = now.after(self.period);
     }
 
@@ -158,10 +155,7 @@ impl Reports {
     /// A client renewed its lease.
     pub(super) fn lease_renewed(&mut self, id: LeaseId, expires: Stamp) {
         let expires_stamp_ns = expires.0;
-        self.event(Message::LeaseRenewed(v1::LeaseRenewed {
-            lease_id: id.0,
-            expires_stamp_ns,
-        }));
+        self.event(Message::LeaseRenewed(v1::LeaseRenewed { lease_id: id.0, expires_stamp_ns }));
     }
 
     /// A batch job started or ended here.
@@ -217,20 +211,14 @@ impl Reports {
 }
 
 fn usage(lease: &Lease, now: Stamp) -> v1::Usage {
-    let kernel = lease
-        .worker
-        .as_ref()
-        .map(|worker| meter::live(worker.pid))
-        .unwrap_or_default();
+    let kernel = lease.worker.as_ref().map(|worker| meter::live(worker.pid)).unwrap_or_default();
     let claims = lease.board.usage_total();
     meter::usage(lease.claims.cores, now.since(lease.since), kernel, claims)
 }
 
 /// An epoch's end at which there was nothing to clear.
 fn unrecorded(epoch: Epoch, now: Stamp) -> v1::Vacated {
-    let unix = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let mut record_id = [0; 16];
     // Without randomness the epoch and the stamp still name it.
     if getrandom::fill(&mut record_id).is_err() {
@@ -258,13 +246,7 @@ fn vacated(record: &VacateRecord) -> v1::Vacated {
         leases: record.leases,
         processes: record.processes,
         memory_bytes: record.memory_bytes,
-        steps: Some(v1::StepTimes {
-            fence_us,
-            kill_us,
-            gone_us,
-            release_us,
-            answer_us,
-        }),
+        steps: Some(v1::StepTimes { fence_us, kill_us, gone_us, release_us, answer_us }),
         stamp_ns: record.stamp_ns,
         unix_ms: record.unix_ms,
         record_id: record.id.to_vec().into(),

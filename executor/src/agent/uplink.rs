@@ -97,10 +97,7 @@ impl Uplink {
         loop {
             let mut registered = false;
             let ended = self.stream(&mut registered).await;
-            let _ = self
-                .inputs
-                .send(Input::Uplink(FromUplink::Disconnected))
-                .await;
+            let _ = self.inputs.send(Input::Uplink(FromUplink::Disconnected)).await;
             match ended {
                 Err(UplinkError::Ending) => return,
                 Err(error @ (UplinkError::Refused(_) | UplinkError::Impostor(..))) => {
@@ -134,9 +131,7 @@ impl Uplink {
             .map_err(|error| UplinkError::Unreachable(self.harvester.clone(), error))?;
         let register = self.register().await?;
         let digest = register_digest(&register);
-        let credential = self
-            .blocking(move |authority| authority.sign(&digest, None))
-            .await??;
+        let credential = self.blocking(move |authority| authority.sign(&digest, None)).await??;
         let (stream, outgoing) = mpsc::channel(UPLINK_QUEUE_MAX);
         let nonce = register.nonce.clone();
         let first = FromExecutor {
@@ -156,9 +151,8 @@ impl Uplink {
             .map_err(|_| silent())?
             .map_err(refusal)?
             .into_inner();
-        let first = timeout(REGISTER_TIMEOUT, next(&mut incoming))
-            .await
-            .map_err(|_| silent())??;
+        let first =
+            timeout(REGISTER_TIMEOUT, next(&mut incoming)).await.map_err(|_| silent())??;
         let to_executor::Message::Registered(answer) = first else {
             return Err(UplinkError::Refused(
                 "it answered something else than a registration".into(),
@@ -176,24 +170,13 @@ impl Uplink {
     async fn register(&self) -> Result<Register, UplinkError> {
         let (reply, answer) = oneshot::channel();
         self.tell(FromUplink::Registering(reply)).await?;
-        let Registering {
-            stamp_ns,
-            resume_epoch,
-            last_term,
-            hold_job_id,
-        } = answer.await.map_err(|_| UplinkError::Ending)?;
+        let Registering { stamp_ns, resume_epoch, last_term, hold_job_id } =
+            answer.await.map_err(|_| UplinkError::Ending)?;
         let mut nonce = [0; 32];
         getrandom::fill(&mut nonce).map_err(|_| UplinkError::Ending)?;
         let nonce = nonce.to_vec().into();
         let register = self.register.clone();
-        Ok(Register {
-            stamp_ns,
-            resume_epoch,
-            last_term,
-            hold_job_id,
-            nonce,
-            ..register
-        })
+        Ok(Register { stamp_ns, resume_epoch, last_term, hold_job_id, nonce, ..register })
     }
 
     /// Checks that the answer is the harvester's own, and has the node take it.
@@ -233,19 +216,10 @@ impl Uplink {
             )));
         }
         let key: &[u8] = &registered.harvester_public_key;
-        let key = key
-            .try_into()
-            .ok()
-            .and_then(|key| VerifyingKey::from_bytes(key).ok());
+        let key = key.try_into().ok().and_then(|key| VerifyingKey::from_bytes(key).ok());
         let key = key.ok_or_else(|| impostor("its public key is none".into()))?;
         let (taken, answer) = oneshot::channel();
-        self.tell(FromUplink::Registered {
-            registered,
-            key,
-            stream,
-            taken,
-        })
-        .await?;
+        self.tell(FromUplink::Registered { registered, key, stream, taken }).await?;
         match answer.await {
             Ok(true) => Ok(()),
             Ok(false) => Err(UplinkError::Stale),
@@ -254,10 +228,7 @@ impl Uplink {
     }
 
     async fn tell(&self, event: FromUplink) -> Result<(), UplinkError> {
-        self.inputs
-            .send(Input::Uplink(event))
-            .await
-            .map_err(|_| UplinkError::Ending)
+        self.inputs.send(Input::Uplink(event)).await.map_err(|_| UplinkError::Ending)
     }
 
     /// munge may wait for its daemon: off the agent's thread.
@@ -266,9 +237,7 @@ impl Uplink {
         work: impl FnOnce(&Authority) -> R + Send + 'static,
     ) -> Result<R, UplinkError> {
         let authority = self.authority.clone();
-        tokio::task::spawn_blocking(move || work(&authority))
-            .await
-            .map_err(|_| UplinkError::Ending)
+        tokio::task::spawn_blocking(move || work(&authority)).await.map_err(|_| UplinkError::Ending)
     }
 }
 
@@ -276,14 +245,10 @@ async fn next(incoming: &mut Streaming<ToExecutor>) -> Result<to_executor::Messa
     loop {
         match incoming.message().await.map_err(refusal)? {
             None => return Err(UplinkError::Closed),
-            Some(ToExecutor {
-                message: Some(to_executor::Message::Refused(refused)),
-            }) => {
+            Some(ToExecutor { message: Some(to_executor::Message::Refused(refused)) }) => {
                 return Err(UplinkError::Refused(refused.reason));
             }
-            Some(ToExecutor {
-                message: Some(message),
-            }) => return Ok(message),
+            Some(ToExecutor { message: Some(message) }) => return Ok(message),
             // A message of a later version: it may be left out.
             Some(ToExecutor { message: None }) => {}
         }

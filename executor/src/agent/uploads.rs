@@ -64,12 +64,7 @@ struct Kept {
 impl Libraries {
     /// None yet.
     pub(super) fn new(bytes_max: u64) -> Self {
-        Self {
-            bytes_max,
-            bytes: 0,
-            used: 0,
-            kept: BTreeMap::new(),
-        }
+        Self { bytes_max, bytes: 0, used: 0, kept: BTreeMap::new() }
     }
 
     /// A library that this user has uploaded here before.
@@ -89,11 +84,8 @@ impl Libraries {
         }
         self.bytes += bytes;
         while self.bytes > self.bytes_max && self.kept.len() > 1 {
-            let Some(oldest) = self
-                .kept
-                .iter()
-                .min_by_key(|(_, kept)| kept.used)
-                .map(|(key, _)| *key)
+            let Some(oldest) =
+                self.kept.iter().min_by_key(|(_, kept)| kept.used).map(|(key, _)| *key)
             else {
                 return;
             };
@@ -116,28 +108,16 @@ impl Upload {
     fn begin(hash: Hash, size: u64) -> io::Result<Self> {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let file = File::from(memfd_create(c"gleaner-library", flags)?);
-        Ok(Self {
-            hash,
-            size,
-            taken: 0,
-            digest: Sha256::new(),
-            file,
-        })
+        Ok(Self { hash, size, taken: 0, digest: Sha256::new(), file })
     }
 
     fn take(&mut self, offset: u64, chunk: &[u8]) -> Result<(), UploadError> {
         if offset != self.taken {
-            return Err(UploadError::Order {
-                offset,
-                expected: self.taken,
-            });
+            return Err(UploadError::Order { offset, expected: self.taken });
         }
         let bytes = self.taken + chunk.len() as u64;
         if bytes > self.size {
-            return Err(UploadError::TooLarge {
-                bytes,
-                max: self.size,
-            });
+            return Err(UploadError::TooLarge { bytes, max: self.size });
         }
         self.file.write_all(chunk)?;
         self.digest.update(chunk);
@@ -167,40 +147,23 @@ pub(super) fn take(
     current: &mut Option<Upload>,
     libraries: &mut Libraries,
 ) -> Result<Option<v1::Uploaded>, UploadError> {
-    let v1::Upload {
-        sha256,
-        size_bytes,
-        offset,
-        chunk,
-    } = message;
+    let v1::Upload { sha256, size_bytes, offset, chunk } = message;
     let hash = Hash::try_from(&sha256[..]).map_err(|_| UploadError::Hash(sha256.len()))?;
-    let answer = |complete| {
-        Ok(Some(v1::Uploaded {
-            sha256: sha256.clone(),
-            complete,
-        }))
-    };
+    let answer = |complete| Ok(Some(v1::Uploaded { sha256: sha256.clone(), complete }));
     if chunk.is_empty() {
         return answer(libraries.find(uid, &hash).is_some());
     }
     if *size_bytes > library_max {
         *current = None;
-        return Err(UploadError::TooLarge {
-            bytes: *size_bytes,
-            max: library_max,
-        });
+        return Err(UploadError::TooLarge { bytes: *size_bytes, max: library_max });
     }
     if *offset == 0 {
         *current = Some(Upload::begin(hash, *size_bytes)?);
     }
-    let mut upload =
-        current
-            .take()
-            .filter(|upload| upload.hash == hash)
-            .ok_or(UploadError::Order {
-                offset: *offset,
-                expected: 0,
-            })?;
+    let mut upload = current
+        .take()
+        .filter(|upload| upload.hash == hash)
+        .ok_or(UploadError::Order { offset: *offset, expected: 0 })?;
     upload.take(*offset, chunk)?;
     if upload.taken < upload.size {
         *current = Some(upload);
@@ -229,13 +192,7 @@ mod tests {
         let mut complete = false;
         for offset in (0..bytes.len()).step_by(100) {
             let len = 100.min(bytes.len() - offset);
-            let answer = take(
-                &chunk(bytes, offset, len),
-                uid,
-                1000,
-                &mut current,
-                libraries,
-            )?;
+            let answer = take(&chunk(bytes, offset, len), uid, 1000, &mut current, libraries)?;
             complete = answer.is_some_and(|answer| answer.complete);
         }
         Ok(complete)
@@ -261,18 +218,9 @@ mod tests {
         wrong.chunk = vec![2; 10].into();
         let refused = take(&wrong, 1, 1000, &mut current, &mut libraries);
         assert!(matches!(refused, Err(UploadError::Differs)));
-        let late = take(
-            &chunk(&[1; 10], 5, 5),
-            1,
-            1000,
-            &mut current,
-            &mut libraries,
-        );
+        let late = take(&chunk(&[1; 10], 5, 5), 1, 1000, &mut current, &mut libraries);
         assert!(matches!(late, Err(UploadError::Order { .. })));
-        assert!(matches!(
-            send(&[1; 1001], &mut libraries, 1),
-            Err(UploadError::TooLarge { .. })
-        ));
+        assert!(matches!(send(&[1; 1001], &mut libraries, 1), Err(UploadError::TooLarge { .. })));
         let mut longer = chunk(&[1; 10], 0, 10);
         longer.size_bytes = 5;
         let refused = take(&longer, 1, 1000, &mut current, &mut libraries);
