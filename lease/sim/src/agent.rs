@@ -87,9 +87,6 @@ impl Agent {
         }
         for stop in self.holder.tick(now) {
             world.pipe(Who::Keeper(self.node), Input::StopWorker { lease: stop.lease });
-            if world.sabotaged(Sabotage::VerdictBeforeKill) {
-                self.evict(world, stop.lease);
-            }
         }
         world.nodes[self.node].board_epoch = self.holder.epoch();
         if let Some(epoch) = self.holder.take_vacated() {
@@ -127,7 +124,7 @@ impl Agent {
         let Self { node, conn, instance, .. } = *self;
         let join =
             Join { boot, instance, stamp: now, resume_epoch, cores: CORES, memory_bytes: MEMORY };
-        self.to_harvester(world, Input::Register { node, conn, join });
+        self.to_harvester(world, Input::Register { node, conn, join, hold: self.hold });
     }
 
     fn report(&mut self, world: &mut World, report: Report) {
@@ -272,11 +269,15 @@ impl Agent {
 
     /// Tells every session of a lease what became of its calls, as the board has it.
     fn evict(&mut self, world: &mut World, lease: LeaseId) {
+        let early = world.sabotaged(Sabotage::VerdictTooEarly);
         let board = world.nodes[self.node].board.remove(&lease).unwrap_or_default();
         for session in self.sessions_of(lease) {
             let of_session = board.iter().filter(|(_, (of, _))| *of == session);
-            let verdicts: Vec<(usize, CallState)> =
-                of_session.map(|(call, (_, state))| (*call, *state)).collect();
+            let verdicts: Vec<(usize, CallState)> = of_session
+                .map(|(call, (_, state))| {
+                    (*call, if early { CallState::NotStarted } else { *state })
+                })
+                .collect();
             world.to_client(session, Input::Evicted { session, verdicts });
             self.sessions.remove(&session);
         }

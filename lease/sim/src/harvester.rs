@@ -166,7 +166,10 @@ impl Harvester {
 
     fn input(&mut self, world: &mut World, now: Stamp, input: Input) {
         match input {
-            Input::Register { node, conn, join } => self.register(world, now, node, conn, &join),
+            Input::Register { node, conn, join, hold } => {
+                self.register(world, now, node, conn, &join);
+                self.hold_by_hook(node, hold);
+            }
             Input::Heartbeat { node, conn, instance, seq, stamp, held }
                 if self.views[node].conn == conn =>
             {
@@ -250,6 +253,15 @@ impl Harvester {
         }
     }
 
+    /// What the node itself knows of hooks, when it registers: reports may have died with an agent.
+    fn hold_by_hook(&mut self, node: usize, hold: Option<u32>) {
+        let view = &mut self.views[node];
+        if hold.is_some() || !view.seen {
+            view.hold = hold;
+            view.seen = false;
+        }
+    }
+
     /// Looks at Slurm: holds what it has taken, and lets go of what it has taken and left.
     fn poll(&mut self, world: &mut World) {
         for node in 0..NODES {
@@ -261,7 +273,10 @@ impl Harvester {
                     view.seen = true;
                     self.vacate(world, node);
                 }
-                (None, Some(_)) if view.seen => view.hold = None,
+                (None, Some(_)) if view.seen => {
+                    view.hold = None;
+                    view.seen = false;
+                }
                 _ => {}
             }
         }

@@ -32,10 +32,12 @@ pub enum Sabotage {
     GrantFromArrival,
     /// Agent and worker take any epoch for the present one.
     SkipEpochCheck,
-    /// The agent tells the calls' states before the worker is dead.
-    VerdictBeforeKill,
+    /// The agent tells the calls' states as they were before the worker was killed.
+    VerdictTooEarly,
     /// The accounts go on after the worker's end.
     MeterRunsOn,
+    /// The keeper leaves the killing for a prolog to the agent.
+    KeeperAsksAgent,
     /// The keeper has no timers.
     KeeperIgnoresDeadlines,
     /// The hook goes on without an answer and without killing.
@@ -47,7 +49,7 @@ pub enum Sabotage {
 }
 
 /// Every sabotage.
-pub const SABOTAGES: [Sabotage; 11] = {
+pub const SABOTAGES: [Sabotage; 12] = {
     use Sabotage::*;
     [
         NoDriftWait,
@@ -55,8 +57,9 @@ pub const SABOTAGES: [Sabotage; 11] = {
         ReplyBeforePersist,
         GrantFromArrival,
         SkipEpochCheck,
-        VerdictBeforeKill,
+        VerdictTooEarly,
         MeterRunsOn,
+        KeeperAsksAgent,
         KeeperIgnoresDeadlines,
         HookTrustsKeeper,
         HookWaits,

@@ -79,6 +79,7 @@ pub(crate) enum Input {
         node: usize,
         conn: u64,
         join: Join,
+        hold: Option<u32>,
     },
     Heartbeat {
         node: usize,

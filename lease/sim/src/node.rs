@@ -381,11 +381,13 @@ impl Keeper {
                 world.kill_workers(node);
             }
             Input::Prolog { job } => {
-                self.deadlines.fence_all();
-                self.deadlines.hold(true);
                 self.hook = Some(job);
                 world.ledger.fenced(node);
-                world.kill_workers(node);
+                if !world.sabotaged(Sabotage::KeeperAsksAgent) {
+                    self.deadlines.fence_all();
+                    self.deadlines.hold(true);
+                    world.kill_workers(node);
+                }
                 world.pipe(Who::Agent(node), Input::Fenced { job });
             }
             Input::Epilog { job } => {

@@ -33,7 +33,7 @@ pub(crate) const CLIENTS: usize = 4;
 /// Faults, batch jobs and new calls stop here.
 pub(crate) const CALM_AT: Ns = 20_000 * MS;
 /// By now every call must have ended.
-pub(crate) const END_AT: Ns = 32_000 * MS;
+pub(crate) const END_AT: Ns = 36_000 * MS;
 
 /// What is due at a moment.
 #[derive(Debug, Clone)]

@@ -60,7 +60,8 @@ fn shows(sabotage: Sabotage) -> &'static [&'static str] {
         Sabotage::SkipEpochCheck => &["I1", "I2", "I4"],
         Sabotage::KeeperIgnoresDeadlines => &["I1", "I2"],
         Sabotage::HookTrustsKeeper => &["I3"],
-        Sabotage::VerdictBeforeKill | Sabotage::ClientRerunsStarted => &["I5"],
+        Sabotage::KeeperAsksAgent => &["I4"],
+        Sabotage::VerdictTooEarly | Sabotage::ClientRerunsStarted => &["I5"],
         Sabotage::MeterRunsOn => &["I6"],
         Sabotage::HookWaits => &["I7"],
     }
