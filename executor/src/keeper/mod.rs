@@ -35,7 +35,7 @@ use gleaner_config::Config;
 use gleaner_proto::ids::NodeName;
 
 pub use run::LEASES_MAX;
-pub use setup::{AGENT_SOCKET, SWITCH_FILE};
+pub use setup::{AGENT_SOCKET, SWITCH_FILE, group_name};
 
 /// How workers are kept together: less than the machine offers only to try what a lesser machine would do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +55,8 @@ pub struct Arguments {
     pub config: Config,
     /// Where it was read from: the agent reads it again.
     pub config_path: Option<PathBuf>,
+    /// Keys set on the command line, as `section.key=value`: the agent gets them too.
+    pub set: Vec<String>,
     /// The node that this executor serves.
     pub node: NodeName,
     /// How workers are kept together.

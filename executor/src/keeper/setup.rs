@@ -155,7 +155,7 @@ fn lock(run_dir: &Path, node: &NodeName) -> Result<Flock<File>, KeeperError> {
 }
 
 /// The group's name, different for two keepers of one machine that serve a node of the same name.
-fn group_name(run_dir: &Path) -> String {
+pub fn group_name(run_dir: &Path) -> String {
     let bytes = run_dir.as_os_str().as_encoded_bytes();
     let mix = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     let sum = bytes.iter().fold(0xcbf2_9ce4_8422_2325, mix);
@@ -230,6 +230,9 @@ fn programs(
     if let Some(path) = &arguments.config_path {
         let path = step("find the configuration", fs::canonicalize(path))?;
         words.extend(["--config".into(), path.into()]);
+    }
+    for value in &arguments.set {
+        words.extend(["--set".into(), value.into()]);
     }
     words.extend(["--node".into(), arguments.node.as_str().into()]);
     let mut worker = words[..1].to_vec();
