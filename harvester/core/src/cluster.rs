@@ -17,8 +17,6 @@ mod reports;
 mod room;
 mod slurm;
 mod storing;
-#[cfg(test)]
-mod tests;
 mod uplink;
 mod vacating;
 mod views;
@@ -135,7 +133,7 @@ impl Core {
             core.touched.insert(lease.node.clone());
             core.nodes.entry(lease.node.clone()).or_default();
         }
-        core.turn(now, wall_ms, effects, |_, _| {});
+        core.turn(now, wall_ms, effects, Self::keep_watch);
         core
     }
 

@@ -135,9 +135,9 @@ pub enum JoinRefusal {
         "the executor offers no cores or no memory: check executor.cores and executor.memory in its configuration"
     )]
     Nothing,
-    /// Another user's executor may still be using this node.
+    /// Another executor serves this node, or may still be using it.
     #[error(
-        "another user's executor serves this node, or did until a moment ago: stop that one, then try again"
+        "another executor serves this node, or did until a moment ago: run one only, and try again"
     )]
     Taken,
     /// Its epoch cannot be stored.

@@ -129,10 +129,14 @@ impl Policy {
     }
 
     /// What the policy names and the cluster does not have, one sentence each.
-    pub fn unknown_names<'a>(
-        &self,
-        nodes: impl Iterator<Item = &'a NodeView> + Clone,
-    ) -> Vec<String> {
+    pub fn unknown_names<'a>(&self, nodes: impl Iterator<Item = &'a NodeView>) -> Vec<String> {
+        let (mut names, mut partitions, mut features) =
+            (BTreeSet::new(), BTreeSet::<&str>::new(), BTreeSet::<&str>::new());
+        for node in nodes {
+            names.insert(&node.name);
+            partitions.extend(node.partitions.iter().map(String::as_str));
+            features.extend(node.features.iter().map(String::as_str));
+        }
         let mut warnings = Vec::new();
         let mut missing = |kind: &str, name: &str, list: &str| {
             warnings.push(format!(
@@ -140,20 +144,14 @@ impl Policy {
                  correct the name or take it out"
             ));
         };
-        for name in &self.partitions {
-            if !nodes.clone().any(|node| node.partitions.contains(name)) {
-                missing("partition", name, "partitions");
-            }
+        for name in self.partitions.iter().filter(|name| !partitions.contains(name.as_str())) {
+            missing("partition", name, "partitions");
         }
-        for name in &self.nodes {
-            if !nodes.clone().any(|node| node.name == *name) {
-                missing("node", name.as_str(), "nodes");
-            }
+        for name in self.nodes.iter().filter(|name| !names.contains(name)) {
+            missing("node", name.as_str(), "nodes");
         }
-        for name in &self.features {
-            if !nodes.clone().any(|node| node.features.contains(name)) {
-                missing("feature", name, "features");
-            }
+        for name in self.features.iter().filter(|name| !features.contains(name.as_str())) {
+            missing("feature", name, "features");
         }
         warnings
     }

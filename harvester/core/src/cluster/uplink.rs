@@ -83,6 +83,9 @@ impl Core {
         let node = self.nodes.entry(name.clone()).or_default();
         if let Some(old) = node.conn() {
             self.conns.remove(&old);
+            if node.inbox.instance() != instance {
+                turn.send(old, &name, ToExecutor::Refused(JoinRefusal::Taken));
+            }
         }
         node.trusted_only |= join.trusted;
         node.inbox.joined(instance);

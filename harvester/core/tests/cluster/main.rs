@@ -1,0 +1,11 @@
+//! The whole core from outside, event by event: what a driver sees of it, with a store that may fail.
+
+mod accounting;
+mod admins;
+mod executors;
+mod leases;
+mod random;
+mod refusals;
+mod restarts;
+mod vacates;
+mod world;
