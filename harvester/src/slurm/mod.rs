@@ -6,7 +6,7 @@
 
 pub mod commands;
 pub mod fake;
-mod parse;
+pub mod parse;
 mod query;
 
 use std::{ffi::OsString, future::Future, io, process::ExitStatus};

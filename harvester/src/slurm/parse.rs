@@ -14,10 +14,10 @@ use gleaner_proto::{
 use super::SlurmError;
 
 /// What [`jobs`] reads: `squeue`'s columns, fixed by us. No column holds text that a user chose.
-pub(super) const JOB_COLUMNS: &str = "%A|%T|%N|%e|%S|%Y";
+pub const JOB_COLUMNS: &str = "%A|%T|%N|%e|%S|%Y";
 
 /// All nodes from `scontrol --oneliner show nodes`.
-pub(super) fn nodes(text: &str) -> Result<Vec<NodeView>, SlurmError> {
+pub fn nodes(text: &str) -> Result<Vec<NodeView>, SlurmError> {
     let lines = text.lines().enumerate().filter(|(_, line)| line.starts_with("NodeName="));
     let nodes = lines.map(|(index, line)| {
         node(line).map_err(|problem| SlurmError::Unreadable {
@@ -30,7 +30,7 @@ pub(super) fn nodes(text: &str) -> Result<Vec<NodeView>, SlurmError> {
 }
 
 /// Running and planned jobs from `squeue --format` with [`JOB_COLUMNS`]. Jobs without nodes are left out.
-pub(super) fn jobs(text: &str) -> Result<Vec<JobView>, SlurmError> {
+pub fn jobs(text: &str) -> Result<Vec<JobView>, SlurmError> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let jobs = lines.filter_map(|(index, line)| {
         let unreadable =
