@@ -27,16 +27,9 @@ impl Arena {
     pub fn new(geometry: Geometry) -> Self {
         let mut free = Vec::with_capacity(usize::from(geometry.window) + 2);
         if geometry.arena_bytes > 0 {
-            free.push(Extent {
-                offset: geometry.arena_offset(),
-                bytes: geometry.arena_bytes,
-            });
+            free.push(Extent { offset: geometry.arena_offset(), bytes: geometry.arena_bytes });
         }
-        Self {
-            free,
-            taken: 0,
-            window: geometry.window,
-        }
+        Self { free, taken: 0, window: geometry.window }
     }
 
     /// Takes a block for a payload of up to `capacity` bytes. `None` while there is no room, or a window of blocks is taken.
@@ -47,10 +40,7 @@ impl Arena {
         let bytes = block_bytes(capacity);
         let at = self.free.iter().position(|extent| extent.bytes >= bytes)?;
         let extent = &mut self.free[at];
-        let block = Block {
-            offset: extent.offset,
-            capacity,
-        };
+        let block = Block { offset: extent.offset, capacity };
         extent.offset += bytes;
         extent.bytes -= bytes;
         if extent.bytes == 0 {
@@ -62,16 +52,10 @@ impl Arena {
 
     /// Gives a block back that `take` returned, unchanged.
     pub fn give_back(&mut self, block: Block) {
-        let Extent { offset, bytes } = Extent {
-            offset: block.offset,
-            bytes: block_bytes(block.capacity),
-        };
+        let Extent { offset, bytes } =
+            Extent { offset: block.offset, bytes: block_bytes(block.capacity) };
         let at = self.free.partition_point(|extent| extent.offset < offset);
-        debug_assert!(
-            self.free
-                .get(at)
-                .is_none_or(|next| offset + bytes <= next.offset)
-        );
+        debug_assert!(self.free.get(at).is_none_or(|next| offset + bytes <= next.offset));
         debug_assert!(self.taken > 0, "a block was given back that was not taken");
         self.taken = self.taken.saturating_sub(1);
         self.free.insert(at, Extent { offset, bytes });
@@ -84,12 +68,7 @@ impl Arena {
     /// The largest payload that would find room now.
     pub fn largest(&self) -> u32 {
         let overhead = (HEADER_LEN + GUARD_LEN) as u64;
-        let largest = self
-            .free
-            .iter()
-            .map(|extent| extent.bytes)
-            .max()
-            .unwrap_or(0);
+        let largest = self.free.iter().map(|extent| extent.bytes).max().unwrap_or(0);
         largest.saturating_sub(overhead).min(u64::from(u32::MAX)) as u32
     }
 
@@ -116,11 +95,7 @@ mod tests {
 
     use super::*;
 
-    const GEOMETRY: Geometry = Geometry {
-        window: 8,
-        slot_bytes: 256,
-        arena_bytes: 64 << 10,
-    };
+    const GEOMETRY: Geometry = Geometry { window: 8, slot_bytes: 256, arena_bytes: 64 << 10 };
 
     #[test]
     fn the_whole_arena_is_one_block_or_many() {
@@ -138,10 +113,7 @@ mod tests {
 
     #[test]
     fn no_arena_has_no_room() {
-        let mut arena = Arena::new(Geometry {
-            arena_bytes: 0,
-            ..GEOMETRY
-        });
+        let mut arena = Arena::new(Geometry { arena_bytes: 0, ..GEOMETRY });
         assert_eq!(arena.take(0), None);
         assert_eq!(arena.largest(), 0);
     }

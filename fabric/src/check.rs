@@ -39,19 +39,12 @@ pub fn arrival(
     }
     let block = place(geometry, header.slot, header.block, header.payload_len)?;
     let reply = match header.kind {
-        Kind::Request => Some(place(
-            geometry,
-            header.slot,
-            header.reply_block,
-            header.reply_capacity,
-        )?),
+        Kind::Request => {
+            Some(place(geometry, header.slot, header.reply_block, header.reply_capacity)?)
+        }
         Kind::Response => None,
     };
-    Ok(Arrival {
-        header,
-        block,
-        reply,
-    })
+    Ok(Arrival { header, block, reply })
 }
 
 /// The block that a message names: its own slot's, or one in the arena.
@@ -74,11 +67,7 @@ mod tests {
 
     use super::*;
 
-    const GEOMETRY: Geometry = Geometry {
-        window: 4,
-        slot_bytes: 1024,
-        arena_bytes: 1 << 20,
-    };
+    const GEOMETRY: Geometry = Geometry { window: 4, slot_bytes: 1024, arena_bytes: 1 << 20 };
 
     fn request() -> Header {
         Header {
@@ -109,47 +98,22 @@ mod tests {
         let seen = arrival(GEOMETRY, Side::Worker, &request().encode()).unwrap();
         assert_eq!(seen.reply, Some(GEOMETRY.slot(2)));
         let arena = (GEOMETRY.arena_offset() / BLOCK_ALIGN as u64) as u32;
-        let header = Header {
-            block: arena,
-            payload_len: 100_000,
-            ..request()
-        };
+        let header = Header { block: arena, payload_len: 100_000, ..request() };
         assert!(arrival(GEOMETRY, Side::Worker, &header.encode()).is_ok());
     }
 
     #[test]
     fn refuses_each_thing_that_lies_elsewhere() {
-        assert!(matches!(
-            refused(|h| h.kind = Kind::Response),
-            LinkError::Kind(_)
-        ));
+        assert!(matches!(refused(|h| h.kind = Kind::Response), LinkError::Kind(_)));
         assert!(matches!(refused(|h| h.slot = 4), LinkError::Range { .. }));
         assert!(matches!(refused(|h| h.slot = 3), LinkError::Range { .. }));
         assert!(matches!(refused(|h| h.block += 1), LinkError::Range { .. }));
-        assert!(matches!(
-            refused(|h| h.block = u32::MAX),
-            LinkError::Range { .. }
-        ));
-        assert!(matches!(
-            refused(|h| h.payload_len = 1024),
-            LinkError::Range { .. }
-        ));
-        assert!(matches!(
-            refused(|h| h.payload_len = u32::MAX),
-            LinkError::Range { .. }
-        ));
-        assert!(matches!(
-            refused(|h| h.reply_block = 7),
-            LinkError::Range { .. }
-        ));
-        assert!(matches!(
-            refused(|h| h.reply_capacity = u32::MAX),
-            LinkError::Range { .. }
-        ));
-        assert!(matches!(
-            refused(|h| h.generation = 0),
-            LinkError::Header(_)
-        ));
+        assert!(matches!(refused(|h| h.block = u32::MAX), LinkError::Range { .. }));
+        assert!(matches!(refused(|h| h.payload_len = 1024), LinkError::Range { .. }));
+        assert!(matches!(refused(|h| h.payload_len = u32::MAX), LinkError::Range { .. }));
+        assert!(matches!(refused(|h| h.reply_block = 7), LinkError::Range { .. }));
+        assert!(matches!(refused(|h| h.reply_capacity = u32::MAX), LinkError::Range { .. }));
+        assert!(matches!(refused(|h| h.generation = 0), LinkError::Header(_)));
     }
 
     proptest! {

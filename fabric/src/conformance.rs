@@ -23,11 +23,7 @@ pub type HostilePair = (Box<dyn Link>, Box<dyn FnMut(&[u8])>);
 
 /// Longest that any step may take before the test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
-const SMALL: Geometry = Geometry {
-    window: 4,
-    slot_bytes: 512,
-    arena_bytes: 64 << 10,
-};
+const SMALL: Geometry = Geometry { window: 4, slot_bytes: 512, arena_bytes: 64 << 10 };
 
 /// Makes one `#[test]` of each function of the suite, for the pairs that two expressions make from a `Geometry`.
 #[macro_export]
@@ -52,28 +48,18 @@ pub fn order(make: impl Fn(Geometry) -> Pair) {
     let (mut client, mut worker) = make(SMALL);
     for call in 0..1000u64 {
         for slot in 0..SMALL.window {
-            post(
-                &mut *client,
-                &request(slot, call),
-                &payload(slot, call, 300),
-            );
+            post(&mut *client, &request(slot, call), &payload(slot, call, 300));
         }
         for slot in 0..SMALL.window {
             let arrival = next(&mut *worker);
-            assert_eq!(
-                (arrival.header.slot, arrival.header.invocation),
-                (slot, call)
-            );
+            assert_eq!((arrival.header.slot, arrival.header.invocation), (slot, call));
             assert_eq!(worker.incoming(&arrival), payload(slot, call, 300));
             assert_eq!(arrival.reply, Some(SMALL.slot(slot)));
             post(&mut *worker, &response(&arrival), &payload(slot, call, 17));
         }
         for slot in 0..SMALL.window {
             let arrival = next(&mut *client);
-            assert_eq!(
-                (arrival.header.slot, arrival.header.invocation),
-                (slot, call)
-            );
+            assert_eq!((arrival.header.slot, arrival.header.invocation), (slot, call));
             assert_eq!(client.incoming(&arrival), payload(slot, call, 17));
             assert_eq!(arrival.reply, None);
         }
@@ -84,11 +70,7 @@ pub fn order(make: impl Fn(Geometry) -> Pair) {
 
 /// A peer that does not read costs a bounded number of messages, then an error; never memory, never a block.
 pub fn window_is_the_bound(make: impl Fn(Geometry) -> Pair) {
-    let geometry = Geometry {
-        window: 4,
-        slot_bytes: 256 << 10,
-        arena_bytes: 0,
-    };
+    let geometry = Geometry { window: 4, slot_bytes: 256 << 10, arena_bytes: 0 };
     let (mut client, mut worker) = make(geometry);
     let mut header = request(0, 1);
     header.payload_len = geometry.slot_capacity();
@@ -116,21 +98,14 @@ pub fn window_is_the_bound(make: impl Fn(Geometry) -> Pair) {
 
 /// Payloads from nothing to 64 MiB arrive whole, also where they cross the transport's buffers.
 pub fn payload_sizes(make: impl Fn(Geometry) -> Pair) {
-    let geometry = Geometry {
-        window: 2,
-        slot_bytes: 4096,
-        arena_bytes: (64 << 20) + 4096,
-    };
+    let geometry = Geometry { window: 2, slot_bytes: 4096, arena_bytes: (64 << 20) + 4096 };
     let (mut client, worker) = make(geometry);
     let echo = thread::spawn(move || echo(worker));
     let mut requests = Arena::new(geometry);
     let mut replies = Arena::new(geometry);
     let around = |size: usize| [size - 1, size, size + 1];
     let edges = [1, HEADER_LEN, 3968, 16 << 10, 64 << 10, 1 << 20].map(around);
-    let sizes = [0]
-        .into_iter()
-        .chain(edges.into_iter().flatten())
-        .chain([64 << 20]);
+    let sizes = [0].into_iter().chain(edges.into_iter().flatten()).chain([64 << 20]);
     for (call, size) in sizes.enumerate() {
         let place = |arena: &mut Arena| match size as u32 {
             small if small <= geometry.slot_capacity() => geometry.slot(0),
@@ -147,10 +122,7 @@ pub fn payload_sizes(make: impl Fn(Geometry) -> Pair) {
         client.post(block, &header).unwrap();
         let arrival = next(&mut *client);
         assert_eq!(arrival.block.offset, reply.offset);
-        assert!(
-            client.incoming(&arrival) == data,
-            "{size} bytes came back changed"
-        );
+        assert!(client.incoming(&arrival) == data, "{size} bytes came back changed");
         for (arena, block) in [(&mut requests, block), (&mut replies, reply)] {
             if block.offset >= geometry.arena_offset() {
                 arena.give_back(block);
@@ -163,26 +135,15 @@ pub fn payload_sizes(make: impl Fn(Geometry) -> Pair) {
 
 /// Both ends send more than the transport holds before either reads: neither blocks, all arrives.
 pub fn both_ways_at_once(make: impl Fn(Geometry) -> Pair) {
-    let geometry = Geometry {
-        window: 8,
-        slot_bytes: 1 << 20,
-        arena_bytes: 0,
-    };
+    let geometry = Geometry { window: 8, slot_bytes: 1 << 20, arena_bytes: 0 };
     let (mut client, mut worker) = make(geometry);
     let size = geometry.slot_capacity() as usize;
     for slot in 0..geometry.window {
-        let header = Header {
-            payload_len: size as u32,
-            reply_capacity: 0,
-            ..request(slot, 1)
-        };
+        let header = Header { payload_len: size as u32, reply_capacity: 0, ..request(slot, 1) };
         let header = in_slot(geometry, header);
         client.outgoing(geometry.slot(slot))[..size].copy_from_slice(&payload(slot, 1, size));
         client.post(geometry.slot(slot), &header).unwrap();
-        let header = Header {
-            kind: Kind::Response,
-            ..header
-        };
+        let header = Header { kind: Kind::Response, ..header };
         worker.outgoing(geometry.slot(slot))[..size].copy_from_slice(&payload(slot, 2, size));
         worker.post(geometry.slot(slot), &header).unwrap();
     }
@@ -197,10 +158,7 @@ pub fn both_ways_at_once(make: impl Fn(Geometry) -> Pair) {
             assert!(worker.incoming(&arrival) == payload(at_worker, 1, size));
             at_worker += 1;
         }
-        assert!(
-            Instant::now() < until,
-            "{at_client} and {at_worker} arrived"
-        );
+        assert!(Instant::now() < until, "{at_client} and {at_worker} arrived");
     }
 }
 
@@ -300,10 +258,7 @@ pub fn exchange_gives_both_buffers(make: impl Fn(Geometry) -> Pair) {
     assert_eq!(output.len(), reply.capacity as usize + GUARD_LEN);
     input.make_ascii_uppercase();
     output[..input.len()].copy_from_slice(input);
-    let header = Header {
-        payload_len: 5,
-        ..response(&arrival)
-    };
+    let header = Header { payload_len: 5, ..response(&arrival) };
     worker.post(reply, &header).unwrap();
     let arrival = next(&mut *client);
     assert_eq!(client.incoming(&arrival), b"UPPER");
@@ -326,10 +281,7 @@ pub fn bad_headers_close_the_link(make: impl Fn(Geometry) -> HostilePair) {
         let (mut worker, mut send) = make(SMALL);
         send(&header.encode());
         let error = until_error(&mut *worker);
-        assert!(
-            matches!(error, LinkError::Range { .. } | LinkError::Kind(_)),
-            "{error}"
-        );
+        assert!(matches!(error, LinkError::Range { .. } | LinkError::Kind(_)), "{error}");
     }
     for at in [0, 6, 7, 63] {
         let mut bytes = request(0, 1).encode();
@@ -348,9 +300,7 @@ pub fn garbage_never_panics(make: impl Fn(Geometry) -> HostilePair) {
         let (mut worker, mut send) = make(SMALL);
         let mut bytes = request(0, 1).encode();
         for _ in 0..3 {
-            noise = noise
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
+            noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             bytes[(noise >> 40) as usize % HEADER_LEN] = (noise >> 32) as u8;
         }
         send(&bytes);
@@ -407,20 +357,13 @@ fn echo_one(worker: &mut dyn Link, arrival: &Arrival) {
     let reply = arrival.reply.unwrap();
     let (input, output) = worker.exchange(arrival, reply);
     output[..input.len()].copy_from_slice(input);
-    let header = Header {
-        payload_len: arrival.header.payload_len,
-        ..response(arrival)
-    };
+    let header = Header { payload_len: arrival.header.payload_len, ..response(arrival) };
     worker.post(reply, &header).unwrap();
 }
 
 fn in_slot(geometry: Geometry, header: Header) -> Header {
     let block = geometry.slot(header.slot).index();
-    Header {
-        block,
-        reply_block: block,
-        ..header
-    }
+    Header { block, reply_block: block, ..header }
 }
 
 /// A request in its own slot of [`SMALL`].
@@ -441,31 +384,19 @@ fn request(slot: u16, invocation: u64) -> Header {
         time_ns: 0,
     };
     let block = (u64::from(slot) * u64::from(SMALL.slot_bytes) / BLOCK_ALIGN as u64) as u32;
-    Header {
-        block,
-        reply_block: block,
-        ..header
-    }
+    Header { block, reply_block: block, ..header }
 }
 
 /// An empty response to it, where it asked for it.
 fn response(arrival: &Arrival) -> Header {
     let request = arrival.header;
-    Header {
-        kind: Kind::Response,
-        block: request.reply_block,
-        payload_len: 0,
-        ..request
-    }
+    Header { kind: Kind::Response, block: request.reply_block, payload_len: 0, ..request }
 }
 
 fn post(link: &mut dyn Link, header: &Header, data: &[u8]) {
     let block = link.geometry().slot(header.slot);
     link.outgoing(block)[..data.len()].copy_from_slice(data);
-    let header = Header {
-        payload_len: data.len() as u32,
-        ..*header
-    };
+    let header = Header { payload_len: data.len() as u32, ..*header };
     link.post(block, &header).unwrap();
 }
 
@@ -504,8 +435,6 @@ fn until_error(link: &mut dyn Link) -> LinkError {
 
 /// Bytes that differ with their place and their message.
 fn payload(slot: u16, call: u64, size: usize) -> Vec<u8> {
-    let first = (call as usize)
-        .wrapping_mul(31)
-        .wrapping_add(usize::from(slot));
+    let first = (call as usize).wrapping_mul(31).wrapping_add(usize::from(slot));
     (0..size).map(|at| (first + at + (at >> 8)) as u8).collect()
 }

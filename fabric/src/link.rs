@@ -64,11 +64,7 @@ pub const WINDOW_MAX: u16 = 256;
 impl Geometry {
     /// Checks a geometry that a peer or a caller proposes.
     pub fn check(self) -> Result<Self, BadGeometry> {
-        let Self {
-            window,
-            slot_bytes,
-            arena_bytes,
-        } = self;
+        let Self { window, slot_bytes, arena_bytes } = self;
         let align = BLOCK_ALIGN as u64;
         let fits = (1..=WINDOW_MAX).contains(&window)
             && slot_bytes as usize >= HEADER_LEN + GUARD_LEN + BLOCK_ALIGN
@@ -76,15 +72,7 @@ impl Geometry {
             && arena_bytes % align == 0
             && arena_bytes <= Immediate::REGION_MAX
             && self.region_bytes() <= Immediate::REGION_MAX;
-        if fits {
-            Ok(self)
-        } else {
-            Err(BadGeometry {
-                window,
-                slot_bytes,
-                arena_bytes,
-            })
-        }
+        if fits { Ok(self) } else { Err(BadGeometry { window, slot_bytes, arena_bytes }) }
     }
 
     /// Bytes of one region.
@@ -106,10 +94,7 @@ impl Geometry {
     pub fn slot(self, slot: u16) -> Block {
         debug_assert!(slot < self.window);
         let offset = u64::from(slot) * u64::from(self.slot_bytes);
-        Block {
-            offset,
-            capacity: self.slot_capacity(),
-        }
+        Block { offset, capacity: self.slot_capacity() }
     }
 
     /// The block that a peer names, if header, `capacity` and guard lie wholly inside one slot or the arena.

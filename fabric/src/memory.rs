@@ -64,10 +64,7 @@ pub struct MemoryLink {
 
 /// The two ends of a new link: the client's, then the worker's.
 pub fn pair(geometry: Geometry) -> Result<(MemoryLink, MemoryLink), LinkError> {
-    let (requests, responses) = (
-        Arc::new(Lane::new(geometry)?),
-        Arc::new(Lane::new(geometry)?),
-    );
+    let (requests, responses) = (Arc::new(Lane::new(geometry)?), Arc::new(Lane::new(geometry)?));
     let end = |side, outgoing: &Arc<Lane>, incoming: &Arc<Lane>| MemoryLink {
         side,
         geometry,
@@ -76,10 +73,7 @@ pub fn pair(geometry: Geometry) -> Result<(MemoryLink, MemoryLink), LinkError> {
         posted: 0,
         polled: 0,
     };
-    Ok((
-        end(Side::Client, &requests, &responses),
-        end(Side::Worker, &responses, &requests),
-    ))
+    Ok((end(Side::Client, &requests, &responses), end(Side::Worker, &responses, &requests)))
 }
 
 impl Lane {
@@ -129,21 +123,12 @@ impl MemoryLink {
     fn payload(&self, arrival: &Arrival) -> &mut [u8] {
         let start = arrival.block.payload_offset() as usize;
         // SAFETY: `check::arrival` has placed the block inside the geometry; it is the receiver's until its reply.
-        unsafe {
-            self.incoming
-                .bytes(start, arrival.header.payload_len as usize)
-        }
+        unsafe { self.incoming.bytes(start, arrival.header.payload_len as usize) }
     }
 
     fn room(&self, block: Block) -> &mut [u8] {
-        let (start, len) = (
-            block.payload_offset() as usize,
-            block.capacity as usize + GUARD_LEN,
-        );
-        assert!(
-            start + len <= self.geometry.region_bytes() as usize,
-            "{block:?} is outside"
-        );
+        let (start, len) = (block.payload_offset() as usize, block.capacity as usize + GUARD_LEN);
+        assert!(start + len <= self.geometry.region_bytes() as usize, "{block:?} is outside");
         // SAFETY: just checked; a block that is filled is the sender's until it is posted.
         unsafe { self.outgoing.bytes(start, len) }
     }
@@ -159,11 +144,7 @@ impl Link for MemoryLink {
     }
 
     fn post(&mut self, block: Block, header: &Header) -> Result<(), LinkError> {
-        debug_assert_eq!(
-            header.block,
-            block.index(),
-            "the header names another block"
-        );
+        debug_assert_eq!(header.block, block.index(), "the header names another block");
         self.send_raw(block.offset as usize, &header.encode())
     }
 
@@ -172,19 +153,11 @@ impl Link for MemoryLink {
         let rung = bell.load(Ordering::Acquire);
         if rung == 0 {
             let closed = self.incoming.closed.load(Ordering::Acquire);
-            return if closed && !self.rings() {
-                Err(LinkError::Closed)
-            } else {
-                Ok(None)
-            };
+            return if closed && !self.rings() { Err(LinkError::Closed) } else { Ok(None) };
         }
         let bell_block = rung - 1;
         let Some(place) = self.geometry.block(bell_block, 0) else {
-            return Err(LinkError::Range {
-                slot: 0,
-                block: bell_block,
-                len: 0,
-            });
+            return Err(LinkError::Range { slot: 0, block: bell_block, len: 0 });
         };
         let mut snapshot = [0; HEADER_LEN];
         // SAFETY: the block lies inside the geometry, and the bell says that the sender is done with it.
@@ -216,10 +189,7 @@ impl Link for MemoryLink {
             match poll(&mut sleep, bound) {
                 Ok(_) | Err(nix::Error::EINTR) => {}
                 Err(error) => {
-                    return Err(LinkError::Io {
-                        step: "poll the eventfd",
-                        source: error.into(),
-                    });
+                    return Err(LinkError::Io { step: "poll the eventfd", source: error.into() });
                 }
             }
             if end.is_some_and(|end| Instant::now() >= end) {
@@ -261,17 +231,12 @@ impl MemoryLink {
         }
         let bell = &self.outgoing.bells[self.posted % self.outgoing.bells.len()];
         if bell.load(Ordering::Acquire) != 0 {
-            return Err(LinkError::Window {
-                window: self.geometry.window,
-            });
+            return Err(LinkError::Window { window: self.geometry.window });
         }
         assert!(offset + HEADER_LEN <= self.geometry.region_bytes() as usize);
         // SAFETY: just checked; the block is the sender's until its bell rings.
         unsafe { self.outgoing.bytes(offset, HEADER_LEN) }.copy_from_slice(header);
-        bell.store(
-            (offset / gleaner_proto::header::BLOCK_ALIGN) as u32 + 1,
-            Ordering::Release,
-        );
+        bell.store((offset / gleaner_proto::header::BLOCK_ALIGN) as u32 + 1, Ordering::Release);
         self.posted = self.posted.wrapping_add(1);
         self.outgoing.ring();
         Ok(())
@@ -310,11 +275,7 @@ mod tests {
 
     #[test]
     fn a_bell_for_a_block_that_is_none_ends_the_link() {
-        let geometry = Geometry {
-            window: 2,
-            slot_bytes: 256,
-            arena_bytes: 0,
-        };
+        let geometry = Geometry { window: 2, slot_bytes: 256, arena_bytes: 0 };
         let (client, mut worker) = pair(geometry).unwrap();
         client.outgoing.bells[0].store(u32::MAX, Ordering::Release);
         assert!(matches!(worker.poll(), Err(LinkError::Range { .. })));

@@ -29,14 +29,7 @@ impl Mapping {
     fn new(len: usize, flags: libc::c_int, fd: RawFd) -> io::Result<Self> {
         // SAFETY: a new mapping at an address that the kernel chooses touches no memory that exists.
         let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                flags,
-                fd,
-                0,
-            )
+            libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0)
         };
         match NonNull::new(base.cast::<u8>()) {
             Some(base) if base.as_ptr().cast() != libc::MAP_FAILED => Ok(Self { base, len }),
@@ -113,11 +106,7 @@ impl Words {
 
     /// Word number `index`. Panics if there is none: callers check indexes that come from peers first.
     pub fn word(&self, index: usize) -> &AtomicU64 {
-        assert!(
-            index < self.len(),
-            "word {index} of {} asked for",
-            self.len()
-        );
+        assert!(index < self.len(), "word {index} of {} asked for", self.len());
         // SAFETY: the index is inside the mapping, pages are 8-aligned, and this type gives out atomics alone.
         unsafe { &*self.0.base.as_ptr().cast::<AtomicU64>().add(index) }
     }

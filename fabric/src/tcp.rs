@@ -90,11 +90,7 @@ impl TcpLink {
             geometry,
             outgoing: region(geometry)?,
             incoming: region(geometry)?,
-            staging: Staging {
-                bytes,
-                start: 0,
-                end: 0,
-            },
+            staging: Staging { bytes, start: 0, end: 0 },
             partial: None,
             unsent: VecDeque::with_capacity(usize::from(geometry.window)),
         })
@@ -150,9 +146,7 @@ impl TcpLink {
     fn completed(&mut self) -> Option<Arrival> {
         let complete =
             |partial: &mut Partial| partial.filled == partial.arrival.header.payload_len as usize;
-        self.partial
-            .take_if(complete)
-            .map(|partial| partial.arrival)
+        self.partial.take_if(complete).map(|partial| partial.arrival)
     }
 }
 
@@ -166,15 +160,8 @@ impl Link for TcpLink {
     }
 
     fn post(&mut self, block: Block, header: &Header) -> Result<(), LinkError> {
-        debug_assert_eq!(
-            header.block,
-            block.index(),
-            "the header names another block"
-        );
-        debug_assert!(
-            header.payload_len <= block.capacity,
-            "the payload exceeds its block"
-        );
+        debug_assert_eq!(header.block, block.index(), "the header names another block");
+        debug_assert!(header.payload_len <= block.capacity, "the payload exceeds its block");
         let start = block.offset as usize;
         let end = start + HEADER_LEN + header.payload_len as usize;
         let bytes = &mut self.outgoing.bytes_mut()[start..end];
@@ -190,14 +177,9 @@ impl Link for TcpLink {
             return Ok(());
         }
         if self.unsent.len() == usize::from(self.geometry.window) {
-            return Err(LinkError::Window {
-                window: self.geometry.window,
-            });
+            return Err(LinkError::Window { window: self.geometry.window });
         }
-        self.unsent.push_back(Unsent {
-            start: start + sent,
-            end,
-        });
+        self.unsent.push_back(Unsent { start: start + sent, end });
         Ok(())
     }
 
@@ -244,11 +226,7 @@ impl Link for TcpLink {
             if self.arm()? {
                 return Ok(());
             }
-            let write = if self.unsent() {
-                PollFlags::POLLOUT
-            } else {
-                PollFlags::empty()
-            };
+            let write = if self.unsent() { PollFlags::POLLOUT } else { PollFlags::empty() };
             let mut sleep = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN | write)];
             let left = end.map_or(Duration::MAX, |end| end.duration_since(Instant::now()));
             let bound =
@@ -301,11 +279,8 @@ impl Staging {
 }
 
 fn region(geometry: Geometry) -> Result<Region, LinkError> {
-    let mut region =
-        Region::anonymous(geometry.region_bytes() as usize).map_err(|source| LinkError::Io {
-            step: "map the link's region",
-            source,
-        })?;
+    let mut region = Region::anonymous(geometry.region_bytes() as usize)
+        .map_err(|source| LinkError::Io { step: "map the link's region", source })?;
     region.advise_huge(geometry.arena_offset() as usize);
     Ok(region)
 }
@@ -337,10 +312,7 @@ fn receive_some(socket: &OwnedFd, room: &mut [u8]) -> Result<usize, LinkError> {
 fn system(step: &'static str, error: nix::Error) -> LinkError {
     match error {
         nix::Error::EPIPE | nix::Error::ECONNRESET => LinkError::Closed,
-        other => LinkError::Io {
-            step,
-            source: io::Error::from(other),
-        },
+        other => LinkError::Io { step, source: io::Error::from(other) },
     }
 }
 
@@ -379,10 +351,7 @@ mod tests {
     fn hostile(geometry: Geometry) -> HostilePair {
         let (mut client, worker) = sockets();
         let worker = TcpLink::new(worker, Side::Worker, geometry).unwrap();
-        (
-            Box::new(worker),
-            Box::new(move |bytes| client.write_all(bytes).unwrap()),
-        )
+        (Box::new(worker), Box::new(move |bytes| client.write_all(bytes).unwrap()))
     }
 
     crate::conformance_suite!(pair, hostile);
@@ -397,11 +366,7 @@ mod tests {
 
     #[test]
     fn one_byte_at_a_time_is_a_message() {
-        let geometry = Geometry {
-            window: 1,
-            slot_bytes: 256,
-            arena_bytes: 0,
-        };
+        let geometry = Geometry { window: 1, slot_bytes: 256, arena_bytes: 0 };
         let (mut client, worker) = sockets();
         client.set_nodelay(true).unwrap();
         let mut worker = TcpLink::new(worker, Side::Worker, geometry).unwrap();

@@ -11,9 +11,7 @@ pub const RECEIVE_ROUNDS: usize = 16;
 /// From this size on, an arena asks for huge pages.
 pub const HUGE_PAGE_BYTES: usize = 2 << 20;
 
-const _: () = assert!(
-    STAGING_BYTES >= 4 * HEADER_LEN,
-    "a header and a small payload arrive in one receive"
-);
+const _: () =
+    assert!(STAGING_BYTES >= 4 * HEADER_LEN, "a header and a small payload arrive in one receive");
 const _: () = assert!(RECEIVE_ROUNDS > 0, "a poll must make progress");
 const _: () = assert!(HUGE_PAGE_BYTES.is_power_of_two(), "page sizes are");

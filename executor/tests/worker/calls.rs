@@ -17,9 +17,9 @@ use crate::rig::{EPOCH, GEOMETRY, PATIENCE, Rig};
 fn payloads_of_any_size_come_back_hot_and_warm() {
     let mut rig = Rig::start(1);
     let [echo] = rig.functions(["echo"]);
-    for (session, waiting) in [(0, Waiting::Warm), (1, Waiting::Hot)] {
+    for (session, waiting, largest) in [(0, Waiting::Warm, 1 << 20), (1, Waiting::Hot, 64 << 20)] {
         let mut client = rig.add_link(session, 0, waiting);
-        for size in [0, 1, 63, 64, 65, 3968, 3969, 100_000, 64 << 20] {
+        for size in [0, 1, 63, 64, 65, 3968, 3969, 100_000, largest] {
             let data: Vec<u8> = (0..size).map(|at| (at ^ (at >> 8)) as u8).collect();
             let reply = client.call_with(echo, &data, size);
             assert_eq!(reply.header.status, Status::Ok);

@@ -33,58 +33,59 @@ use nix::{
 };
 
 /// Longest that anything may take: workers are of the idle class, and a busy machine lets them wait.
-pub const PATIENCE: Duration = Duration::from_secs(60);
-pub const EPOCH: u64 = 42;
-pub const GEOMETRY: Geometry =
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const EPOCH: u64 = 42;
+pub(crate) const GEOMETRY: Geometry =
     Geometry { window: 4, slot_bytes: 4096, arena_bytes: (64 << 20) + 4096 };
 
-pub struct Rig {
+pub(crate) struct Rig {
     child: Child,
     _keeper: OwnedFd,
     agent: Option<OwnedFd>,
-    pub board: Board,
+    pub(crate) board: Board,
     libraries: u32,
     functions: u32,
 }
 
-pub struct Client {
-    pub link: TcpLink,
+pub(crate) struct Client {
+    pub(crate) link: TcpLink,
     requests: Arena,
     replies: Arena,
     slot: u16,
-    pub invocation: u64,
+    pub(crate) invocation: u64,
     /// Changes each request before it is sent.
-    pub change: fn(&mut Header),
+    pub(crate) change: fn(&mut Header),
 }
 
 #[derive(Debug)]
-pub struct Reply {
-    pub header: Header,
-    pub data: Vec<u8>,
+pub(crate) struct Reply {
+    pub(crate) header: Header,
+    pub(crate) data: Vec<u8>,
 }
 
 impl Reply {
-    pub fn number(&self) -> u64 {
+    pub(crate) fn number(&self) -> u64 {
         assert_eq!(self.header.status, Status::Ok, "{}", self.text());
         u64::from_le_bytes(self.data[..8].try_into().unwrap())
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.data).into_owned()
     }
 }
 
 impl Rig {
-    pub fn start(lanes: u16) -> Self {
+    pub(crate) fn start(lanes: u16) -> Self {
         Self::start_with(lanes, 256 << 20, false)
     }
 
-    pub fn start_with(lanes: u16, memory: u64, limit_self: bool) -> Self {
+    pub(crate) fn start_with(lanes: u16, memory: u64, limit_self: bool) -> Self {
         let (keeper, keeper_end) = sys::seqpacket_pair().unwrap();
         let (agent, agent_end) = sys::seqpacket_pair().unwrap();
         let child = spawn(&keeper_end, &agent_end);
         drop((keeper_end, agent_end));
-        sys::send_with_fd(keeper.as_fd(), &lease(lanes, memory, limit_self).encode(), None).unwrap();
+        sys::send_with_fd(keeper.as_fd(), &lease(lanes, memory, limit_self).encode(), None)
+            .unwrap();
         await_readable(keeper.as_fd());
         let mut answer = [0; 64];
         let (len, _) = sys::recv_with_fd(keeper.as_fd(), &mut answer).unwrap();
@@ -93,8 +94,7 @@ impl Rig {
         let shape = Shape { sessions: 4, lanes, window: GEOMETRY.window };
         let (board, board_fd) = Board::create(shape, EPOCH).unwrap();
         let (libraries, functions) = (0, 0);
-        let rig =
-            Self { child, _keeper: keeper, agent: Some(agent), board, libraries, functions };
+        let rig = Self { child, _keeper: keeper, agent: Some(agent), board, libraries, functions };
         let hot_timeout_ns = 1_000_000_000;
         let init = ToWorker::Init { lease: 7, lanes, hot_timeout_ns };
         rig.tell(&init, Some(board_fd.as_fd()));
@@ -102,38 +102,38 @@ impl Rig {
         rig
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn tell(&self, record: &ToWorker, fd: Option<BorrowedFd<'_>>) {
+    pub(crate) fn tell(&self, record: &ToWorker, fd: Option<BorrowedFd<'_>>) {
         ipc::send(self.agent.as_ref().unwrap(), record, fd).unwrap();
     }
 
     /// The worker's next record.
-    pub fn answer(&self) -> FromWorker {
+    pub(crate) fn answer(&self) -> FromWorker {
         let agent = self.agent.as_ref().unwrap();
         await_readable(agent.as_fd());
         ipc::receive(agent).unwrap().0
     }
 
     /// True if the worker has closed its end, which its death does.
-    pub fn is_gone(&self) -> bool {
+    pub(crate) fn is_gone(&self) -> bool {
         let agent = self.agent.as_ref().unwrap();
         await_readable(agent.as_fd());
         matches!(ipc::receive::<FromWorker>(agent), Err(IpcError::Gone))
     }
 
-    pub fn lose_agent(&mut self) {
+    pub(crate) fn lose_agent(&mut self) {
         self.agent = None;
     }
 
-    pub fn add_link(&self, session: u16, lane: u16, waiting: Waiting) -> Client {
+    pub(crate) fn add_link(&self, session: u16, lane: u16, waiting: Waiting) -> Client {
         Client::new(self.add_socket(session, lane, waiting))
     }
 
     /// The client's end of a link, as a plain socket.
-    pub fn add_socket(&self, session: u16, lane: u16, waiting: Waiting) -> TcpStream {
+    pub(crate) fn add_socket(&self, session: u16, lane: u16, waiting: Waiting) -> TcpStream {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (worker, _) = listener.accept().unwrap();
@@ -143,11 +143,11 @@ impl Rig {
     }
 
     /// Sends a library and returns its number.
-    pub fn library(&mut self, path: &Path) -> u32 {
+    pub(crate) fn library(&mut self, path: &Path) -> u32 {
         self.library_bytes(&std::fs::read(path).unwrap(), SealFlag::all())
     }
 
-    pub fn library_bytes(&mut self, bytes: &[u8], seals: SealFlag) -> u32 {
+    pub(crate) fn library_bytes(&mut self, bytes: &[u8], seals: SealFlag) -> u32 {
         let fd = memfd_create(c"library", MFdFlags::MFD_ALLOW_SEALING).unwrap();
         File::from(fd.try_clone().unwrap()).write_all(bytes).unwrap();
         fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).unwrap();
@@ -158,7 +158,12 @@ impl Rig {
     }
 
     /// Opens a function: its number and ABI, or the worker's message.
-    pub fn open(&mut self, library: u32, name: &str, abi: Abi) -> Result<(u32, Abi), String> {
+    pub(crate) fn open(
+        &mut self,
+        library: u32,
+        name: &str,
+        abi: Abi,
+    ) -> Result<(u32, Abi), String> {
         let function = self.functions;
         self.functions += 1;
         self.tell(&ToWorker::OpenFunction { function, library, name: name.into(), abi }, None);
@@ -173,18 +178,18 @@ impl Rig {
     }
 
     /// Opens functions of the test library.
-    pub fn functions<const N: usize>(&mut self, names: [&str; N]) -> [u32; N] {
+    pub(crate) fn functions<const N: usize>(&mut self, names: [&str; N]) -> [u32; N] {
         let path = gleaner_test_functions::library_path().expect("cargo builds the test functions");
         let library = self.library(&path);
         names.map(|name| self.open(library, name, Abi::Any).unwrap().0)
     }
 
-    pub fn slot(&self, place: Place) -> SlotState {
+    pub(crate) fn slot(&self, place: Place) -> SlotState {
         self.board.slot(place).unwrap().state()
     }
 
     /// How the process ended.
-    pub fn ended(&mut self) -> ExitStatus {
+    pub(crate) fn ended(&mut self) -> ExitStatus {
         let until = Instant::now() + PATIENCE;
         loop {
             match self.child.try_wait().unwrap() {
@@ -195,7 +200,7 @@ impl Rig {
         }
     }
 
-    pub fn killed_by(&mut self) -> Option<i32> {
+    pub(crate) fn killed_by(&mut self) -> Option<i32> {
         self.ended().signal()
     }
 }
@@ -208,7 +213,7 @@ impl Drop for Rig {
 }
 
 impl Client {
-    pub fn new(socket: TcpStream) -> Self {
+    pub(crate) fn new(socket: TcpStream) -> Self {
         Self {
             link: TcpLink::new(socket, Side::Client, GEOMETRY).unwrap(),
             requests: Arena::new(GEOMETRY),
@@ -220,7 +225,7 @@ impl Client {
     }
 
     /// Sends a call; returns its slot.
-    pub fn send(&mut self, function: u32, input: &[u8], capacity: usize) -> u16 {
+    pub(crate) fn send(&mut self, function: u32, input: &[u8], capacity: usize) -> u16 {
         let slot = self.slot;
         self.slot = (self.slot + 1) % GEOMETRY.window;
         self.invocation += 1;
@@ -257,7 +262,7 @@ impl Client {
         slot
     }
 
-    pub fn receive(&mut self) -> Result<Reply, LinkError> {
+    pub(crate) fn receive(&mut self) -> Result<Reply, LinkError> {
         let until = Instant::now() + PATIENCE;
         loop {
             if let Some(arrival) = self.link.poll()? {
@@ -269,11 +274,11 @@ impl Client {
         }
     }
 
-    pub fn call(&mut self, function: u32, input: &[u8]) -> Reply {
+    pub(crate) fn call(&mut self, function: u32, input: &[u8]) -> Reply {
         self.call_with(function, input, GEOMETRY.slot_capacity() as usize)
     }
 
-    pub fn call_with(&mut self, function: u32, input: &[u8], capacity: usize) -> Reply {
+    pub(crate) fn call_with(&mut self, function: u32, input: &[u8], capacity: usize) -> Reply {
         let slot = self.send(function, input, capacity);
         let reply = self.receive().unwrap();
         assert_eq!((reply.header.slot, reply.header.invocation), (slot, self.invocation));

@@ -115,7 +115,9 @@ fn state_type(item: &ItemFn) -> syn::Result<proc_macro2::TokenStream> {
                 let state = &reference.elem;
                 Ok(quote!(#state))
             }
-            other => Err(Error::new(other.span(), "with `init`, the first argument is `&mut State`")),
+            other => {
+                Err(Error::new(other.span(), "with `init`, the first argument is `&mut State`"))
+            }
         },
         _ => Err(Error::new(item.sig.span(), "with `init`, the first argument is `&mut State`")),
     }
