@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
 pub mod client;
+pub mod disk;
 pub mod executor;
 
 use std::{
