@@ -355,7 +355,9 @@ unsafe fn child(start: &Start<'_>, parent: libc::pid_t) -> ! {
         fail(libc::dup2(start.input.as_raw_fd(), 0));
         fail(libc::dup2(three, 3));
         fail(libc::dup2(four, 4));
-        // Everything else is close-on-exec: the standard library opens nothing otherwise, and neither does this module.
+        // Whatever else the keeper has open, or was started with: the child must not find it.
+        let flags = libc::CLOSE_RANGE_CLOEXEC;
+        fail(libc::syscall(libc::SYS_close_range, 5, libc::c_uint::MAX, flags) as libc::c_int);
         libc::syscall(
             libc::SYS_execveat,
             executable,

@@ -101,7 +101,9 @@ impl Keeper {
             self.order(order);
         }
         self.answers();
-        self.sleep(restart_ns);
+        if !self.stopping {
+            self.sleep(restart_ns);
+        }
     }
 
     /// Sleeps until something arrives or is due. A pool that wants another worker gets it when nothing else is to be done.
