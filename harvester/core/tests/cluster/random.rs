@@ -79,13 +79,13 @@ struct ModelHold {
 #[derive(Default)]
 struct Model {
     /// Lease → node, cores, epoch: told to a client and not over by the executor's word or the grant's end.
-    leases: BTreeMap<LeaseId, (NodeName, u32)>,
+    leases: BTreeMap<LeaseId, (NodeName, u32, Epoch)>,
     /// All that were ever replied.
     replied: BTreeSet<LeaseId>,
     stored_leases: BTreeSet<LeaseId>,
     holds: BTreeMap<NodeName, BTreeMap<u32, ModelHold>>,
-    /// When each node's executor's grant ends at the latest, on true time.
-    granted_until: BTreeMap<NodeName, u64>,
+    /// When each node's executor's grant of an epoch ends at the latest, on true time.
+    granted_until: BTreeMap<(NodeName, Epoch), u64>,
     beats: BTreeMap<(Conn, u64), u64>,
     /// Slurm's state in the newest picture that the core was shown.
     shown: BTreeMap<NodeName, &'static str>,
@@ -241,7 +241,7 @@ impl Run {
             .model
             .leases
             .iter()
-            .filter(|(_, (on, _))| on.as_str() == node)
+            .filter(|(_, (on, ..))| on.as_str() == node)
             .map(|(id, _)| gleaner_harvester_core::event::LeaseReport {
                 lease: *id,
                 usage: Usage::default(),
@@ -343,9 +343,10 @@ impl Run {
                             );
                             if self.model.replied.insert(id) {
                                 self.check_free_for_gleaner(&lease.node, "leased");
-                                self.model
-                                    .leases
-                                    .insert(id, (lease.node.clone(), lease.claims.cores));
+                                self.model.leases.insert(
+                                    id,
+                                    (lease.node.clone(), lease.claims.cores, lease.claims.epoch),
+                                );
                             }
                         }
                     }
@@ -360,12 +361,12 @@ impl Run {
 
     fn check_sent(&mut self, conn: Conn, node: &NodeName, message: &ToExecutor) {
         match message {
-            ToExecutor::Grant { answers_seq, ttl, cores, .. } => {
+            ToExecutor::Grant { epoch, answers_seq, ttl, cores, .. } => {
                 self.check_free_for_gleaner(node, "granted");
                 assert!(*cores <= 4);
                 let received = self.model.beats[&(conn, *answers_seq)];
                 let until = received + u64::try_from(ttl.as_nanos()).unwrap();
-                let known = self.model.granted_until.entry(node.clone()).or_default();
+                let known = self.model.granted_until.entry((node.clone(), *epoch)).or_default();
                 *known = (*known).max(until);
             }
             // No event comes twice in these runs, so only the store's answer may bring one about.
@@ -386,10 +387,9 @@ impl Run {
 
     fn check_record(&mut self, record: &Record) {
         if let Record::LeaseEnded { lease, .. } = record
-            && let Some((node, _)) = self.model.leases.remove(lease)
+            && let Some((node, _, epoch)) = self.model.leases.remove(lease)
         {
-            let surely =
-                self.model.granted_until.get(&node).is_none_or(|until| self.world.now > *until);
+            let surely = self.world.now > self.model.granted_until[&(node.clone(), epoch)];
             let word = self.word.as_ref() == Some(&node);
             assert!(word || surely, "{lease} on {node} is over without its executor's word");
         }
@@ -398,7 +398,7 @@ impl Run {
     /// No slice has two holders.
     fn check_slices(&self) {
         let mut taken = BTreeMap::<&NodeName, u32>::new();
-        for (node, cores) in self.model.leases.values() {
+        for (node, cores, _) in self.model.leases.values() {
             *taken.entry(node).or_default() += cores;
         }
         assert!(taken.values().all(|cores| *cores <= 4), "{taken:?}");
