@@ -1,5 +1,7 @@
 //! The keeper's table: whatever an agent asks for, nothing is left past its end.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers panic as its tests do")]
+
 use std::{collections::BTreeMap, time::Duration};
 
 use gleaner_lease::{
@@ -40,6 +42,8 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
     #[test]
     fn nothing_outlives_its_bounds(ops in proptest::collection::vec(op(), 1..120)) {
         let mut now = Stamp(1000);

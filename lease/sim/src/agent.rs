@@ -170,11 +170,11 @@ impl Agent {
             Input::SessionCut { session } => {
                 self.sessions.remove(&session);
             }
-            other => self.from_keeper(world, other),
+            other => self.keeper_says(world, other),
         }
     }
 
-    fn from_keeper(&mut self, world: &mut World, input: Input) {
+    fn keeper_says(&mut self, world: &mut World, input: Input) {
         match input {
             Input::Started { lease } => {
                 self.started.insert(lease, true);
@@ -182,12 +182,13 @@ impl Agent {
                 let safe_for = self.holder.deadline(lease).map(|end| end.since(now));
                 for session in self.sessions_of(lease) {
                     let attached = safe_for.map(|safe_for| Input::Attached { session, safe_for });
-                    world.to_client(session, attached.unwrap_or(Input::AttachRefused { session }));
+                    world
+                        .send_client(session, attached.unwrap_or(Input::AttachRefused { session }));
                 }
             }
             Input::StartFailed { lease } => {
                 for session in self.sessions_of(lease) {
-                    world.to_client(session, Input::AttachRefused { session });
+                    world.send_client(session, Input::AttachRefused { session });
                 }
                 self.gone(world, lease, Duration::ZERO, Duration::ZERO);
             }
@@ -229,7 +230,7 @@ impl Agent {
             shown.epoch = self.holder.epoch();
         }
         let Ok(admitted) = self.holder.admit(now, &shown) else {
-            return world.to_client(session, Input::AttachRefused { session });
+            return world.send_client(session, Input::AttachRefused { session });
         };
         let lease = claims.lease;
         self.sessions.insert(session, lease);
@@ -240,7 +241,7 @@ impl Agent {
                 Input::StartWorker { lease, epoch: shown.epoch, cores: claims.cores, deadline };
             world.pipe(Who::Keeper(self.node), start);
         } else if self.started.get(&lease) == Some(&true) {
-            world.to_client(session, Input::Attached { session, safe_for: admitted.safe_for });
+            world.send_client(session, Input::Attached { session, safe_for: admitted.safe_for });
         }
     }
 
@@ -260,7 +261,7 @@ impl Agent {
         world.ledger.renewed(lease, expires);
         world.pipe(Who::Keeper(self.node), Input::Extend { lease, deadline: expires });
         self.report(world, Report::LeaseRenewed { lease, expires });
-        world.to_client(session, Input::Renewed { session, safe_for: renewed.safe_for });
+        world.send_client(session, Input::Renewed { session, safe_for: renewed.safe_for });
     }
 
     fn sessions_of(&self, lease: LeaseId) -> Vec<usize> {
@@ -278,7 +279,7 @@ impl Agent {
                     (*call, if early { CallState::NotStarted } else { *state })
                 })
                 .collect();
-            world.to_client(session, Input::Evicted { session, verdicts });
+            world.send_client(session, Input::Evicted { session, verdicts });
             self.sessions.remove(&session);
         }
     }

@@ -80,8 +80,7 @@ impl Client {
         match &self.phase {
             Phase::Idle { until } => (!self.todo.is_empty()).then_some(*until),
             Phase::Acquiring { asked, .. } => Some(asked.after(PATIENCE)),
-            Phase::Holding(session) if !session.attached => Some(session.asked.after(PATIENCE)),
-            Phase::Holding(session) => Some(session.safe_until.min(session.renew_at())),
+            Phase::Holding(session) => Some(session.over_at().min(session.renew_at())),
         }
     }
 
@@ -111,12 +110,7 @@ impl Client {
                     self.acquire(world, now, request, tries)
                 }
             }
-            Phase::Holding(session) if !session.attached => {
-                if now >= session.asked.after(PATIENCE) {
-                    self.over(world, now, None);
-                }
-            }
-            Phase::Holding(session) if now >= session.safe_until => self.over(world, now, None),
+            Phase::Holding(session) if now >= session.over_at() => self.over(world, now, None),
             Phase::Holding(session)
                 if now >= session.renew_at()
                     && session.outstanding.is_empty()
@@ -132,7 +126,7 @@ impl Client {
                     ttl: LEASE_TTL,
                 };
                 let id = session.id;
-                world.to_agent(id, renew);
+                world.send_agent(id, renew);
             }
             _ => {}
         }
@@ -168,15 +162,13 @@ impl Client {
                     mine.safe_until = mine.safe_until.max(clock::safe_until(asked, safe_for));
                 }
             }
-            Input::AttachRefused { session } | Input::SessionCut { session } => {
-                if self.session(session).is_some() {
-                    self.over(world, now, None);
-                }
+            Input::AttachRefused { session } | Input::SessionCut { session }
+                if self.session(session).is_some() =>
+            {
+                self.over(world, now, None);
             }
-            Input::Evicted { session, verdicts } => {
-                if self.session(session).is_some() {
-                    self.over(world, now, Some(&verdicts));
-                }
+            Input::Evicted { session, verdicts } if self.session(session).is_some() => {
+                self.over(world, now, Some(&verdicts));
             }
             Input::Reply { session, call } => {
                 let mine = self.session(session).and_then(|mine| mine.outstanding.remove(&call));
@@ -185,10 +177,13 @@ impl Client {
                 }
                 self.maybe_release(world, now);
             }
-            Input::Stale { session, call } => {
-                if self.session(session).and_then(|mine| mine.outstanding.remove(&call)).is_some() {
-                    self.decide(world, call, Known::NotArrived);
-                }
+            Input::Stale { session, call }
+                if self
+                    .session(session)
+                    .and_then(|mine| mine.outstanding.remove(&call))
+                    .is_some() =>
+            {
+                self.decide(world, call, Known::NotArrived);
             }
             _ => {}
         }
@@ -210,12 +205,12 @@ impl Client {
             // What a thief does: the token of a lease that is over is shown again.
             let (node, claims) = self.old[world.rng.usize(0..self.old.len())];
             let id = world.open_session(self.index, node);
-            world.to_agent(id, Input::Attach { session: id, claims });
+            world.send_agent(id, Input::Attach { session: id, claims });
             return self.hold(now, id, claims);
         }
         self.old.push((node, claims));
         let id = world.open_session(self.index, node);
-        world.to_agent(id, Input::Attach { session: id, claims });
+        world.send_agent(id, Input::Attach { session: id, claims });
         self.hold(now, id, claims);
     }
 
@@ -254,7 +249,7 @@ impl Client {
         let Phase::Holding(session) = &self.phase else { return };
         let (id, lease) = (session.id, session.claims.lease);
         match world.rng.u32(0..5) {
-            0..2 => world.to_agent(id, Input::Detach { session: id, lease }),
+            0..2 => world.send_agent(id, Input::Detach { session: id, lease }),
             2..4 => world.send(None, Who::Harvester, Input::Release { lease }),
             _ => {}
         }
@@ -296,8 +291,16 @@ impl Client {
 }
 
 impl Session {
+    /// When to give up: no answer to the attach, or the lease is not safe any more.
+    fn over_at(&self) -> Stamp {
+        if self.attached { self.safe_until } else { self.asked.after(PATIENCE) }
+    }
+
     /// When to renew: at a third of what is left, or again after a while without an answer.
     fn renew_at(&self) -> Stamp {
+        if !self.attached {
+            return Stamp(u64::MAX);
+        }
         let again = self.renew_asked.map(|asked| asked.after(LEASE_TTL / 3));
         again
             .unwrap_or(Stamp(self.safe_until.0.saturating_sub(LEASE_TTL.as_nanos() as u64 * 2 / 3)))

@@ -240,7 +240,7 @@ pub(crate) enum Input {
 
 impl Input {
     /// Whether it comes from a hook: a keeper that was stopped reads those first.
-    pub(crate) fn from_hook(&self) -> bool {
+    pub(crate) fn is_of_a_hook(&self) -> bool {
         matches!(self, Self::Prolog { .. } | Self::Epilog { .. })
     }
 }

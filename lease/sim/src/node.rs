@@ -202,7 +202,7 @@ impl World {
         let Some((session, call)) = worker.queue.pop_front() else { return };
         let epoch = worker.epoch;
         if epoch != self.nodes[node].board_epoch && !self.sabotaged(Sabotage::SkipEpochCheck) {
-            self.to_client(session, Input::Stale { session, call });
+            self.send_client(session, Input::Stale { session, call });
             return self.worker_turns(node, lease);
         }
         let Some(worker) = self.nodes[node].workers.get_mut(&lease) else { return };
@@ -238,7 +238,7 @@ impl World {
         worker.executing += now - since;
         self.mark(node, lease, running, session, CallState::Finished);
         self.ledger.finished(call);
-        self.to_client(session, Input::Reply { session, call });
+        self.send_client(session, Input::Reply { session, call });
         self.worker_turns(node, lease);
     }
 

@@ -413,7 +413,7 @@ impl World {
         process.run = Run::Up;
         process.since = self.now;
         let mut inbox: Vec<Input> = std::mem::take(&mut process.inbox).into();
-        inbox.sort_by_key(|input| !input.from_hook());
+        inbox.sort_by_key(|input| !input.is_of_a_hook());
         self.handle(who, None);
         inbox.into_iter().for_each(|input| self.handle(who, Some(input)));
     }
@@ -471,7 +471,7 @@ impl World {
     }
 
     /// Sends to the agent's end of a session.
-    pub(crate) fn to_agent(&mut self, session: usize, input: Input) {
+    pub(crate) fn send_agent(&mut self, session: usize, input: Input) {
         let Session { node, agent_life: life, .. } = self.sessions[session];
         if let Some(at) = self.stream(session, true) {
             self.at(at, Event::Deliver { to: Who::Agent(node), life, input });
@@ -479,7 +479,7 @@ impl World {
     }
 
     /// Sends to the client's end of a session.
-    pub(crate) fn to_client(&mut self, session: usize, input: Input) {
+    pub(crate) fn send_client(&mut self, session: usize, input: Input) {
         let Session { client, client_life: life, .. } = self.sessions[session];
         if let Some(at) = self.stream(session, false) {
             self.at(at, Event::Deliver { to: Who::Client(client), life, input });
