@@ -31,10 +31,12 @@ fn own(join: Join, uid: u32) -> Join {
     }
 }
 
+type Change = fn(Join) -> Join;
+
 #[test]
 fn who_is_refused() {
     let term = Term(1);
-    let cases: [(fn(Join) -> Join, JoinRefusal); 6] = [
+    let cases: [(Change, JoinRefusal); 6] = [
         (|join| Join { trusted: false, caller: Uid(5), ..join }, JoinRefusal::NotTrusted),
         (|join| Join { caller: Uid(6), ..own(join, 5) }, JoinRefusal::OtherUser),
         (|join| Join { cores: 0, ..join }, JoinRefusal::Nothing),
