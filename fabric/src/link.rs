@@ -104,7 +104,7 @@ impl Geometry {
         let end = offset.checked_add(whole)?;
         let arena = self.arena_offset();
         let inside = if offset < arena {
-            offset % u64::from(self.slot_bytes) == 0 && whole <= u64::from(self.slot_bytes)
+            offset.is_multiple_of(u64::from(self.slot_bytes)) && whole <= u64::from(self.slot_bytes)
         } else {
             end <= self.region_bytes()
         };

@@ -38,6 +38,7 @@ struct Lane {
     /// Keeps the mapping alive; nothing borrows from it.
     _region: Region,
     base: NonNull<u8>,
+    len: usize,
     /// Block index + 1 of each message under way; 0 is none. As many as there are slots.
     bells: Box<[AtomicU32]>,
     /// The receiver sleeps, or is about to.
@@ -86,6 +87,7 @@ impl Lane {
             .map_err(|error| system("make an eventfd", error.into()))?;
         Ok(Self {
             base: NonNull::from(region.bytes_mut()).cast(),
+            len: bytes,
             _region: region,
             bells: (0..geometry.window).map(|_| AtomicU32::new(0)).collect(),
             armed: AtomicBool::new(false),
@@ -94,14 +96,10 @@ impl Lane {
         })
     }
 
-    /// A block's payload and guard, or a payload alone.
-    ///
-    /// # Safety
-    /// `start + len` lies inside the region, and by the link's rule the caller holds that block now.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn bytes(&self, start: usize, len: usize) -> &mut [u8] {
-        // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr().add(start), len) }
+    /// Bytes of the region. Panics if they are not: callers have checked what peers named.
+    fn bytes(&self, start: usize, len: usize) -> *mut [u8] {
+        assert!(start <= self.len && len <= self.len - start, "bytes outside the region");
+        std::ptr::slice_from_raw_parts_mut(self.base.as_ptr().wrapping_add(start), len)
     }
 
     fn ring(&self) {
@@ -120,17 +118,13 @@ impl MemoryLink {
         bell.load(Ordering::Acquire) != 0
     }
 
-    fn payload(&self, arrival: &Arrival) -> &mut [u8] {
+    fn payload(&self, arrival: &Arrival) -> *mut [u8] {
         let start = arrival.block.payload_offset() as usize;
-        // SAFETY: `check::arrival` has placed the block inside the geometry; it is the receiver's until its reply.
-        unsafe { self.incoming.bytes(start, arrival.header.payload_len as usize) }
+        self.incoming.bytes(start, arrival.header.payload_len as usize)
     }
 
-    fn room(&self, block: Block) -> &mut [u8] {
-        let (start, len) = (block.payload_offset() as usize, block.capacity as usize + GUARD_LEN);
-        assert!(start + len <= self.geometry.region_bytes() as usize, "{block:?} is outside");
-        // SAFETY: just checked; a block that is filled is the sender's until it is posted.
-        unsafe { self.outgoing.bytes(start, len) }
+    fn room(&self, block: Block) -> *mut [u8] {
+        self.outgoing.bytes(block.payload_offset() as usize, block.capacity as usize + GUARD_LEN)
     }
 }
 
@@ -140,7 +134,8 @@ impl Link for MemoryLink {
     }
 
     fn outgoing(&mut self, block: Block) -> &mut [u8] {
-        self.room(block)
+        // SAFETY: inside the region; until it is posted, the block is the sender's.
+        unsafe { &mut *self.room(block) }
     }
 
     fn post(&mut self, block: Block, header: &Header) -> Result<(), LinkError> {
@@ -160,19 +155,22 @@ impl Link for MemoryLink {
             return Err(LinkError::Range { slot: 0, block: bell_block, len: 0 });
         };
         let mut snapshot = [0; HEADER_LEN];
-        // SAFETY: the block lies inside the geometry, and the bell says that the sender is done with it.
-        snapshot.copy_from_slice(unsafe { self.incoming.bytes(place.offset as usize, HEADER_LEN) });
+        let header = self.incoming.bytes(place.offset as usize, HEADER_LEN);
+        // SAFETY: inside the region, and the bell says that the sender is done with the block.
+        snapshot.copy_from_slice(unsafe { &*header });
         bell.store(0, Ordering::Release);
         self.polled = self.polled.wrapping_add(1);
         check::arrival(self.geometry, self.side, &snapshot).map(Some)
     }
 
     fn incoming(&self, arrival: &Arrival) -> &[u8] {
-        self.payload(arrival)
+        // SAFETY: inside the region; the block is the receiver's until its slot is used again.
+        unsafe { &*self.payload(arrival) }
     }
 
     fn exchange(&mut self, arrival: &Arrival, reply: Block) -> (&mut [u8], &mut [u8]) {
-        (self.payload(arrival), self.room(reply))
+        // SAFETY: as in `incoming` and `outgoing`; the two lie in two regions.
+        unsafe { (&mut *self.payload(arrival), &mut *self.room(reply)) }
     }
 
     fn unsent(&self) -> bool {
@@ -233,9 +231,9 @@ impl MemoryLink {
         if bell.load(Ordering::Acquire) != 0 {
             return Err(LinkError::Window { window: self.geometry.window });
         }
-        assert!(offset + HEADER_LEN <= self.geometry.region_bytes() as usize);
-        // SAFETY: just checked; the block is the sender's until its bell rings.
-        unsafe { self.outgoing.bytes(offset, HEADER_LEN) }.copy_from_slice(header);
+        let place = self.outgoing.bytes(offset, HEADER_LEN);
+        // SAFETY: inside the region; until its bell rings, the block is the sender's.
+        unsafe { &mut *place }.copy_from_slice(header);
         bell.store((offset / gleaner_proto::header::BLOCK_ALIGN) as u32 + 1, Ordering::Release);
         self.posted = self.posted.wrapping_add(1);
         self.outgoing.ring();

@@ -110,7 +110,8 @@ impl Lane {
         if !self.links.iter().any(|served| served.waiting == Waiting::Hot) {
             return false;
         }
-        self.empty_looks % LOOKS_PER_CLOCK != 0 || self.meter.idle() < self.shared.hot_timeout
+        !self.empty_looks.is_multiple_of(LOOKS_PER_CLOCK)
+            || self.meter.idle() < self.shared.hot_timeout
     }
 
     /// Sleeps until a link or the mailbox has something.

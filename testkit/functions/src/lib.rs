@@ -137,7 +137,9 @@ fn number(input: &[u8]) -> Result<u64, Error> {
 
 fn is_prime(n: u64) -> bool {
     n == 2
-        || (n > 2 && n % 2 == 1 && (3..).step_by(2).take_while(|d| d * d <= n).all(|d| n % d != 0))
+        || (n > 2
+            && !n.is_multiple_of(2)
+            && (3..).step_by(2).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d)))
 }
 
 fn fnv(bytes: &[u8]) -> u64 {
