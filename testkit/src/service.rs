@@ -11,6 +11,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     net::SocketAddr,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -114,7 +115,9 @@ impl Programs {
 
     /// The library of test functions.
     pub fn test_functions(&self) -> PathBuf {
-        self.0.join("libgleaner_test_functions.so")
+        let name = "libgleaner_test_functions.so";
+        let built_for_a_test = self.0.join("deps").join(name);
+        if built_for_a_test.is_file() { built_for_a_test } else { self.0.join(name) }
     }
 }
 
@@ -140,7 +143,10 @@ impl Builder {
         config.harvester.listen = SocketAddr::from(([127, 0, 0, 1], port.port()));
         config.harvester.address = config.harvester.listen.to_string();
         let config_path = cluster.dir().join("gleaner.toml");
-        fs::create_dir_all(&config.harvester.state_dir)
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&config.harvester.state_dir)
             .and_then(|()| fs::write(&config_path, config.to_toml()))
             .map_err(io_error("write gleaner.toml"))?;
         let witness = Witness::new(cluster.dir());
