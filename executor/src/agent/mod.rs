@@ -32,7 +32,7 @@ use std::{
 };
 
 use ed25519_dalek::SigningKey;
-use gleaner_config::Config;
+use gleaner_config::{Config, LogFormat};
 use gleaner_identity::{Auth, Authority, IdentityError};
 use gleaner_lease::holder::{Holder, Identity};
 use gleaner_proto::{PROTOCOL, control::LIBRARY_MAX, v1::Register};
@@ -41,6 +41,7 @@ use tokio::{
     sync::{Semaphore, mpsc},
 };
 use tracing::info;
+use tracing_subscriber::EnvFilter;
 
 use crate::keeper::{ipc::Inherited, journal};
 use connection::Shared;
@@ -76,8 +77,19 @@ pub enum AgentError {
 
 /// Serves until the keeper ends it. The agent of one node, in a process of its own.
 pub fn run(inherited: Inherited, config: &Config) -> Result<(), AgentError> {
+    log(&config.log);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(inherited, config))
+}
+
+/// To standard error, which is the keeper's. A filter that cannot be read logs what is usual.
+fn log(config: &gleaner_config::Log) {
+    let filter = EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match config.format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
 }
 
 async fn serve(inherited: Inherited, config: &Config) -> Result<(), AgentError> {

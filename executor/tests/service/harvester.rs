@@ -36,8 +36,8 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request as Call, Response, Status, Streaming};
 
 /// How often executors send heartbeats, and how long their grants last without.
-pub const HEARTBEAT: Duration = Duration::from_millis(50);
-pub const GRANT_TTL: Duration = Duration::from_secs(2);
+pub(crate) const HEARTBEAT: Duration = Duration::from_millis(50);
+pub(crate) const GRANT_TTL: Duration = Duration::from_secs(2);
 
 type Reply = Result<ToExecutor, Status>;
 
@@ -46,17 +46,17 @@ struct Executor {
     register: v1::Register,
 }
 
-pub struct Book {
-    pub issuer: Issuer,
+pub(crate) struct Book {
+    pub(crate) issuer: Issuer,
     executors: BTreeMap<NodeName, Executor>,
     /// Every event that an executor reported, in order.
-    pub events: Vec<(NodeName, from_executor::Message)>,
+    pub(crate) events: Vec<(NodeName, from_executor::Message)>,
     /// The usage of each lease in the last heartbeat that named it.
-    pub usage: BTreeMap<u64, v1::Usage>,
+    pub(crate) usage: BTreeMap<u64, v1::Usage>,
     /// Nodes that get no leases.
-    pub held: Vec<NodeName>,
+    pub(crate) held: Vec<NodeName>,
     /// Grants nothing and acknowledges nothing while this is set.
-    pub silent: bool,
+    pub(crate) silent: bool,
     key: SigningKey,
     authority: Authority,
     uid: (u32, u32),
@@ -66,20 +66,20 @@ pub struct Book {
 struct Services(Arc<Mutex<Book>>);
 
 /// The harvester, in a thread of its own.
-pub struct Harvester {
+pub(crate) struct Harvester {
     book: Arc<Mutex<Book>>,
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-pub fn now() -> Stamp {
+pub(crate) fn now() -> Stamp {
     Stamp(sys::boottime_ns())
 }
 
 impl Harvester {
     /// Starts it; leases run as `uid` and `gid`.
-    pub fn start(uid: (u32, u32)) -> Self {
+    pub(crate) fn start(auth: &Auth, uid: (u32, u32)) -> Self {
         let limits = Limits { grant_ttl_max: GRANT_TTL };
         let mut issuer = Issuer::new(now(), Term(1), limits, Numbers::default(), []);
         issuer.numbers_reserved(Numbers { lease: 1_000_000, epoch: 1_000_000 });
@@ -93,7 +93,7 @@ impl Harvester {
             held: Vec::new(),
             silent: false,
             key: SigningKey::from_bytes(&secret),
-            authority: Authority::load(&Auth::SingleUser).unwrap(),
+            authority: Authority::load(auth).unwrap(),
             uid,
         }));
         let (stop, stopped) = oneshot::channel();
@@ -107,12 +107,12 @@ impl Harvester {
         Self { book, address, stop: Some(stop), thread: Some(thread) }
     }
 
-    pub fn book(&self) -> MutexGuard<'_, Book> {
+    pub(crate) fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap()
     }
 
     /// Takes a node back, as for a batch job, and holds it.
-    pub fn vacate(&self, node: &str, reason: EndReason) {
+    pub(crate) fn vacate(&self, node: &str, reason: EndReason) {
         let node = NodeName::new(node).unwrap();
         let mut book = self.book();
         let vacating = book.issuer.vacate(&node, reason).expect("something is granted");
@@ -122,7 +122,7 @@ impl Harvester {
     }
 
     /// Everything that was reported of this lease's end.
-    pub fn ended(&self, lease: u64) -> Option<v1::LeaseEnded> {
+    pub(crate) fn ended(&self, lease: u64) -> Option<v1::LeaseEnded> {
         let book = self.book();
         book.events.iter().find_map(|(_, event)| match event {
             from_executor::Message::LeaseEnded(ended) if ended.lease_id == lease => {
@@ -133,7 +133,7 @@ impl Harvester {
     }
 
     /// Nodes that have a live grant.
-    pub fn granted(&self) -> usize {
+    pub(crate) fn granted(&self) -> usize {
         let book = self.book();
         book.executors.keys().filter(|node| book.issuer.free(node).is_some()).count()
     }
@@ -275,7 +275,8 @@ impl Book {
             client_key: request.client_public_key[..].try_into().unwrap(),
         };
         let wanted = |node: &&NodeName| {
-            !self.held.contains(node) && !request.avoid_nodes.iter().any(|avoid| avoid == node.as_str())
+            !self.held.contains(node)
+                && !request.avoid_nodes.iter().any(|avoid| avoid == node.as_str())
         };
         let nodes: Vec<_> = self.executors.keys().filter(wanted).cloned().collect();
         let mut leases = Vec::new();
@@ -314,7 +315,7 @@ impl Book {
     }
 
     /// Ends a lease and tells its executor.
-    pub fn end(&mut self, lease: u64, reason: EndReason) {
+    pub(crate) fn end(&mut self, lease: u64, reason: EndReason) {
         if let Some(ending) = self.issuer.end(LeaseId(lease), reason) {
             let revoke = v1::Revoke { lease_id: lease, reason: ending.reason as i32 };
             self.send(&ending.node, to_executor::Message::Revoke(revoke));
@@ -322,7 +323,7 @@ impl Book {
     }
 
     /// A token of this harvester's for claims of a test's own.
-    pub fn sign(&self, claims: &gleaner_lease::token::Claims) -> Vec<u8> {
+    pub(crate) fn sign(&self, claims: &gleaner_lease::token::Claims) -> Vec<u8> {
         claims.sign(&self.key).to_vec()
     }
 
@@ -352,8 +353,10 @@ impl Executors for Services {
         let (stream, outgoing) = mpsc::channel(1024);
         let book = self.0.clone();
         tokio::spawn(async move {
-            let Ok(Some(FromExecutor { message: Some(from_executor::Message::Register(register)), .. })) =
-                incoming.message().await
+            let Ok(Some(FromExecutor {
+                message: Some(from_executor::Message::Register(register)),
+                ..
+            })) = incoming.message().await
             else {
                 return;
             };

@@ -2,7 +2,8 @@
 
 #![allow(dead_code)] // each test program uses a part
 
-pub mod harvester;
+pub(crate) mod harvester;
+mod munged;
 
 use std::{
     fs,
@@ -20,37 +21,53 @@ use nix::unistd::{Gid, Uid};
 use tempfile::TempDir;
 
 use harvester::Harvester;
+use munged::Munged;
 
 /// Far longer than anything here takes.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Executors, a harvester, and everything they write in one temporary directory.
-pub struct Service {
-    pub executors: Vec<Daemon>,
-    pub harvester: Harvester,
+pub(crate) struct Service {
+    pub(crate) executors: Vec<Daemon>,
+    pub(crate) harvester: Harvester,
+    auth: Auth,
     nodes: Vec<String>,
+    _munged: Option<Munged>,
     directory: TempDir,
 }
 
 impl Service {
     /// One executor for each node, granted and idle.
-    pub fn start(nodes: &[&str]) -> Self {
+    pub(crate) fn start(nodes: &[&str]) -> Self {
         Self::with(nodes, |_| {})
     }
 
     /// As [`start`](Self::start), with changes to the executors' configuration.
-    pub fn with(nodes: &[&str], change: impl Fn(&mut Config)) -> Self {
+    pub(crate) fn with(nodes: &[&str], change: impl Fn(&mut Config)) -> Self {
         let uid = (Uid::current().as_raw(), Gid::current().as_raw());
         let directory = tempfile::tempdir().unwrap();
         open_to_all(directory.path());
+        // Root's executors run their agents as another user, and then only munge knows who is who.
+        let munged = Uid::current().is_root().then(|| Munged::start(directory.path()));
+        let auth = match &munged {
+            Some(munged) => Auth::Munge { socket: Some(munged.socket()) },
+            None => Auth::SingleUser,
+        };
         let mut service = Self {
             executors: Vec::new(),
-            harvester: Harvester::start(uid),
+            harvester: Harvester::start(&auth, uid),
+            auth,
+            _munged: munged,
             nodes: nodes.iter().map(|node| (*node).to_owned()).collect(),
             directory,
         };
         let mut config = Config::default();
-        config.cluster.auth = gleaner_config::Auth::SingleUser;
+        match &service.auth {
+            Auth::Munge { socket } => config.cluster.munge_socket = socket.clone(),
+            Auth::SingleUser => config.cluster.auth = gleaner_config::Auth::SingleUser,
+        }
+        config.harvester.user = "root".into();
+        config.harvester.listen = service.harvester.address;
         config.harvester.address = service.harvester.address.to_string();
         config.executor.run_dir = service.directory.path().join("run");
         config.executor.listen = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -58,6 +75,7 @@ impl Service {
         config.executor.cores = Some(4);
         config.executor.memory = Some(gleaner_config::ByteSize(2 << 30));
         config.executor.pool = 1;
+        config.log.filter = "debug,h2=info,hyper=info,tower=info".into();
         change(&mut config);
         fs::write(service.config(), config.to_toml()).unwrap();
         for node in nodes {
@@ -75,7 +93,7 @@ impl Service {
     }
 
     /// Starts a node's executor.
-    pub fn executor(&self, node: &str) -> Daemon {
+    pub(crate) fn executor(&self, node: &str) -> Daemon {
         let log = fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -88,20 +106,20 @@ impl Service {
     }
 
     /// A client of this service.
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::connect(self.options()).unwrap()
     }
 
-    pub fn options(&self) -> Options {
+    pub(crate) fn options(&self) -> Options {
         Options {
             harvester: self.harvester.address.to_string(),
-            auth: Auth::SingleUser,
+            auth: self.auth.clone(),
             ..Options::default()
         }
     }
 
     /// A node's runtime directory.
-    pub fn run_dir(&self, node: &str) -> PathBuf {
+    pub(crate) fn run_dir(&self, node: &str) -> PathBuf {
         self.directory.path().join("run").join(node)
     }
 }
@@ -123,12 +141,12 @@ impl Drop for Service {
 }
 
 /// A request that fits a test's executor.
-pub fn request() -> Request {
+pub(crate) fn request() -> Request {
     Request::new().memory(64 << 20).ttl(Duration::from_secs(30))
 }
 
 /// The functions that behave and misbehave, as a shared library: cargo has built it beside this test.
-pub fn functions() -> Library {
+pub(crate) fn functions() -> Library {
     let own = std::env::current_exe().unwrap();
     Library::from_file(own.parent().unwrap().join("libgleaner_test_functions.so")).unwrap()
 }
