@@ -60,6 +60,11 @@ pub enum StartError {
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The database is there, and takes nothing.
+    #[error(
+        "the harvester's term cannot be stored, so it must not serve: {0}; make room on the database's disk, or make it writable"
+    )]
+    NotStored(String),
     /// The policy.
     #[error(transparent)]
     Policy(#[from] PolicyError),
@@ -101,7 +106,8 @@ impl Daemon {
         let address = local_address(&listener, config)?;
         let Opened { store, restored, outcomes, writer } =
             Store::open(&config.database(), &state.file("journal")).await?;
-        let (driver, inputs, ends) = Driver::new(policy, restored, store.clone(), outcomes);
+        let (mut driver, mut inputs, ends) = Driver::new(policy, restored, store.clone(), outcomes);
+        driver.begin(&mut inputs).await.map_err(StartError::NotStored)?;
         let (pace, paces) = watch::channel(pace(config));
         let service = Arc::new(Service {
             auth: Authenticator::new(authority, Audit::new(store.clone())),

@@ -50,6 +50,8 @@ pub(crate) struct Driver {
     effects: Vec<Effect>,
     /// What carrying out effects made happen.
     events: VecDeque<Event>,
+    /// Batches that the store has not answered.
+    storing: usize,
 }
 
 /// Where the driver's inputs come from.
@@ -94,10 +96,24 @@ impl Driver {
             callers: HashMap::new(),
             effects,
             events: VecDeque::new(),
+            storing: 0,
         };
         let ends =
             Ends { handle: Handle::new(commands_in), looks: looks_in, look_soon, stop: stop_in };
         (driver, Inputs { commands, looks, outcomes, stop }, ends)
+    }
+
+    /// Stores what a harvester that starts must have on disk before it serves: its term and its numbers.
+    pub(crate) async fn begin(&mut self, inputs: &mut Inputs) -> Result<(), String> {
+        self.settle();
+        while self.storing > 0 {
+            let Some(outcome) = inputs.outcomes.recv().await else {
+                return Err("the store's writer has ended".into());
+            };
+            outcome.result.clone()?;
+            self.stored(outcome);
+        }
+        Ok(())
     }
 
     /// Runs until stopped. Grants and leases are left as they are: executors keep them until their ends.
@@ -105,15 +121,12 @@ impl Driver {
         let Inputs { mut commands, mut looks, mut outcomes, mut stop } = inputs;
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        self.settle();
         loop {
             tokio::select! {
                 biased;
                 _ = &mut stop => break,
                 _ = ticks.tick() => self.feed(Event::Tick),
-                Some(Outcome { ticket, result }) = outcomes.recv() => {
-                    self.feed(Event::Persisted { ticket, result });
-                }
+                Some(outcome) = outcomes.recv() => self.stored(outcome),
                 Some(seen) = looks.recv() => self.feed(seen),
                 Some(command) = commands.recv() => self.obey(command),
             }
@@ -160,6 +173,12 @@ impl Driver {
             }
             Question::Leases(answer) => drop(answer.send(self.core.leases(now))),
         }
+    }
+
+    fn stored(&mut self, outcome: Outcome) {
+        let Outcome { ticket, result } = outcome;
+        self.storing -= 1;
+        self.feed(Event::Persisted { ticket, result });
     }
 
     fn feed(&mut self, event: Event) {
@@ -209,6 +228,8 @@ impl Driver {
         if self.store.offer(Batch { ticket: Some(ticket), records, need }).is_err() {
             let result = Err("the store is too far behind to take more".to_owned());
             self.events.push_back(Event::Persisted { ticket, result });
+            return;
         }
+        self.storing += 1;
     }
 }
