@@ -436,10 +436,10 @@ fn the_model_sees_leases_at_all() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_must_hold_always_does(ops in prop::collection::vec(op(), 1..120)) {
+    fn what_must_hold_always_does(ops in prop::collection::vec(op(), 1..100)) {
         let mut run = Run::new();
         // Most runs begin with executors that hold grants, so that there is something to lose.
         for node in 0..NODES.len() {

@@ -98,6 +98,16 @@ fn the_epilog_makes_slurm_be_asked_and_the_node_available_at_once() {
 }
 
 #[test]
+fn an_epilog_without_its_prolog_pauses_until_slurm_is_seen() {
+    let mut world = World::granted(&["n1"]);
+    world.ended("n1", 7);
+    let effects = world.beat("n1");
+    assert_eq!((grant(&effects, "n1"), vacate(&effects, "n1")), (None, None));
+    world.look();
+    assert!(grant(&world.beat("n1"), "n1").is_some());
+}
+
+#[test]
 fn without_an_epilog_the_jobs_coming_and_going_in_pictures_releases_the_node() {
     let mut world = World::granted(&["n1"]);
     world.starting("n1", 7);
