@@ -3,6 +3,7 @@
 //!
 //! Waits are bounded and nothing here measures speed.
 #![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)] // all of it is test
 
 use std::{
     thread,

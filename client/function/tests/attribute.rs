@@ -1,5 +1,6 @@
 //! The attribute's descriptors, called as a worker calls them.
 #![allow(unsafe_code)]
+#![allow(clippy::unwrap_used)] // helpers of tests are tests
 
 use std::{
     ffi::{CStr, c_void},
