@@ -116,10 +116,9 @@ impl Authority {
                 }
                 Ok(Caller { uid, gid })
             }
-            Self::SingleUser if credential != SINGLE_USER => Err(LoopbackError::OtherMode {
-                expected: SINGLE_USER,
+            Self::SingleUser if credential != SINGLE_USER => {
+                Err(LoopbackError::OtherMode { expected: SINGLE_USER }.into())
             }
-            .into()),
             Self::SingleUser => Ok(loopback::same_user(via)?),
         }
     }

@@ -86,12 +86,7 @@ impl LibMunge {
         let mut text: *mut c_char = ptr::null_mut();
         // SAFETY: munge reads `length` bytes of the payload, and sets `text` to a string it allocated, or leaves it.
         let code = unsafe {
-            (self.encode)(
-                &raw mut text,
-                session.context,
-                payload.as_ptr().cast(),
-                length,
-            )
+            (self.encode)(&raw mut text, session.context, payload.as_ptr().cast(), length)
         };
         // SAFETY: `text` is null or a NUL-terminated string from malloc that is ours to free, once.
         let owned = (!text.is_null()).then(|| unsafe {
@@ -108,11 +103,7 @@ impl LibMunge {
         socket: Option<&CStr>,
         credential: &CStr,
     ) -> (Opened, Result<(), Code>) {
-        let mut opened = Opened {
-            payload: Vec::new(),
-            uid: u32::MAX,
-            gid: u32::MAX,
-        };
+        let mut opened = Opened { payload: Vec::new(), uid: u32::MAX, gid: u32::MAX };
         let session = match Session::open(self, socket) {
             Ok(session) => session,
             Err(code) => return (opened, Err(code)),
@@ -178,11 +169,7 @@ impl<'lib> Session<'lib> {
         // SAFETY: both return null or a string that lives at least as long as the context; it is copied at once.
         let text = unsafe {
             let detailed = (self.munge.ctx_strerror)(self.context);
-            let text = if detailed.is_null() {
-                (self.munge.strerror)(code)
-            } else {
-                detailed
-            };
+            let text = if detailed.is_null() { (self.munge.strerror)(code) } else { detailed };
             if text.is_null() {
                 String::new()
             } else {

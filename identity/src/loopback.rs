@@ -72,10 +72,7 @@ pub(crate) fn same_user(via: Via) -> Result<Caller, LoopbackError> {
     if owner != own {
         return Err(LoopbackError::OtherUser { peer, owner, own });
     }
-    Ok(Caller {
-        uid: own,
-        gid: nix::unistd::getegid().as_raw(),
-    })
+    Ok(Caller { uid: own, gid: nix::unistd::getegid().as_raw() })
 }
 
 fn owner(via: Via) -> Result<Option<u32>, LoopbackError> {
@@ -88,11 +85,7 @@ fn owner(via: Via) -> Result<Option<u32>, LoopbackError> {
             }
             Err(source) => return Err(LoopbackError::Unreadable { file, source }),
         };
-        if let Some(uid) = table
-            .lines()
-            .filter_map(Row::parse)
-            .find_map(|row| row.owner_of(via))
-        {
+        if let Some(uid) = table.lines().filter_map(Row::parse).find_map(|row| row.owner_of(via)) {
             return Ok(Some(uid));
         }
     }
@@ -119,12 +112,7 @@ impl Row {
         let remote = parse_address(fields.next()?)?;
         let state = u8::from_str_radix(fields.next()?, 16).ok()?;
         let uid = fields.nth(3)?.parse().ok()?;
-        Some(Self {
-            local,
-            remote,
-            state,
-            uid,
-        })
+        Some(Self { local, remote, state, uid })
     }
 
     fn owner_of(&self, via: Via) -> Option<u32> {
@@ -179,10 +167,7 @@ mod tests {
     }
 
     fn accepted(server: &TcpStream) -> Via {
-        Via::Accepted {
-            peer: server.peer_addr().unwrap(),
-            local: server.local_addr().unwrap(),
-        }
+        Via::Accepted { peer: server.peer_addr().unwrap(), local: server.local_addr().unwrap() }
     }
 
     #[test]
@@ -222,20 +207,14 @@ mod tests {
     fn other_machines_are_refused() {
         assert!(require_loopback("0.0.0.0:1".parse().unwrap()).is_err());
         assert!(require_loopback("[::ffff:127.0.0.1]:1".parse().unwrap()).is_ok());
-        let via = Via::Dialled {
-            server: "10.0.0.1:80".parse().unwrap(),
-        };
+        let via = Via::Dialled { server: "10.0.0.1:80".parse().unwrap() };
         assert!(matches!(same_user(via), Err(LoopbackError::NotLoopback(_))));
     }
 
     #[test]
     fn odd_rows_are_skipped() {
-        for line in [
-            "",
-            "  sl  local_address rem_address",
-            "0: 01:zz 00:00 0A",
-            "0: 0100007F 1 1",
-        ] {
+        for line in ["", "  sl  local_address rem_address", "0: 01:zz 00:00 0A", "0: 0100007F 1 1"]
+        {
             assert!(Row::parse(line).is_none(), "{line}");
         }
     }

@@ -117,18 +117,14 @@ impl Munge {
 
     /// A credential of this process's user with `payload` in it; with `restrict_uid`, only that uid can read it.
     pub fn encode(&self, payload: &[u8], restrict_uid: Option<u32>) -> Result<String, MungeError> {
-        let made = self
-            .library
-            .encode(self.socket.as_deref(), payload, restrict_uid);
+        let made = self.library.encode(self.socket.as_deref(), payload, restrict_uid);
         let text = made.map_err(|code| refusal(code, u32::MAX))?;
         Ok(text.to_string_lossy().into_owned())
     }
 
     /// Reads a credential, once: munged refuses the second time, on this machine.
     pub fn decode(&self, credential: &str) -> Result<Decoded, MungeError> {
-        let invalid = |detail: &str| MungeError::Invalid {
-            detail: detail.into(),
-        };
+        let invalid = |detail: &str| MungeError::Invalid { detail: detail.into() };
         if credential.is_empty() {
             return Err(invalid("it is empty"));
         }
@@ -145,9 +141,7 @@ impl Munge {
 
 impl fmt::Debug for Munge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Munge")
-            .field("socket", &self.socket)
-            .finish_non_exhaustive()
+        f.debug_struct("Munge").field("socket", &self.socket).finish_non_exhaustive()
     }
 }
 
@@ -163,9 +157,7 @@ fn refusal(Code { code, text }: Code, uid: u32) -> MungeError {
         15 => MungeError::Expired { uid },
         16 => MungeError::Rewound { uid },
         17 => MungeError::Replayed { uid },
-        18 => MungeError::Unauthorized {
-            reader: nix::unistd::geteuid().as_raw(),
-        },
+        18 => MungeError::Unauthorized { reader: nix::unistd::geteuid().as_raw() },
         _ => MungeError::Other { code, detail: text },
     }
 }
@@ -183,10 +175,7 @@ mod tests {
 
     #[test]
     fn a_library_without_munge_in_it_is_refused() {
-        assert!(matches!(
-            Munge::load_library("libc.so.6", None),
-            Err(MungeError::Missing(_))
-        ));
+        assert!(matches!(Munge::load_library("libc.so.6", None), Err(MungeError::Missing(_))));
     }
 
     #[test]
@@ -194,9 +183,6 @@ mod tests {
         let munge = Munge::load(Some("/nonexistent/munge.socket".into())).unwrap();
         let error = munge.encode(b"x", None).unwrap_err();
         assert!(matches!(error, MungeError::NoDaemon { .. }), "{error}");
-        assert!(
-            error.to_string().contains("/nonexistent/munge.socket"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("/nonexistent/munge.socket"), "{error}");
     }
 }

@@ -1,9 +1,6 @@
 //! Credentials against a real, private munged: what is taken, and what is refused by which name.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test fails by panicking, its helpers too"
-)]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
 use std::{
     fs,
@@ -29,12 +26,7 @@ impl Munged {
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let path = |name: &str| directory.path().join(name);
         let mut options = fs::OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create_new(true)
-            .mode(0o400)
-            .open(path("key"))
-            .unwrap();
+        let mut file = options.write(true).create_new(true).mode(0o400).open(path("key")).unwrap();
         std::io::Write::write_all(&mut file, key).unwrap();
         let option = |name: &str, file: &str| format!("--{name}={}", path(file).display());
         let process = Command::new("munged")
@@ -66,10 +58,7 @@ impl Munged {
     }
 
     fn authority(&self) -> Authority {
-        Authority::load(&Auth::Munge {
-            socket: Some(self.socket()),
-        })
-        .unwrap()
+        Authority::load(&Auth::Munge { socket: Some(self.socket()) }).unwrap()
     }
 }
 
@@ -82,9 +71,7 @@ impl Drop for Munged {
 }
 
 fn via() -> Via {
-    Via::Dialled {
-        server: "127.0.0.1:1".parse().unwrap(),
-    }
+    Via::Dialled { server: "127.0.0.1:1".parse().unwrap() }
 }
 
 #[test]
@@ -104,13 +91,7 @@ fn a_replayed_credential_is_refused() {
     let credential = authority.sign(&[3; 32], None).unwrap();
     authority.verify(&credential, &[3; 32], via()).unwrap();
     let again = authority.verify(&credential, &[3; 32], via());
-    assert!(
-        matches!(
-            again,
-            Err(IdentityError::Munge(MungeError::Replayed { .. }))
-        ),
-        "{again:?}"
-    );
+    assert!(matches!(again, Err(IdentityError::Munge(MungeError::Replayed { .. }))), "{again:?}");
 }
 
 #[test]
@@ -119,10 +100,7 @@ fn a_credential_of_another_message_is_refused() {
     let authority = munged.authority();
     let credential = authority.sign(&[3; 32], None).unwrap();
     let other = authority.verify(&credential, &[4; 32], via());
-    assert!(
-        matches!(other, Err(IdentityError::OtherMessage { .. })),
-        "{other:?}"
-    );
+    assert!(matches!(other, Err(IdentityError::OtherMessage { .. })), "{other:?}");
 }
 
 #[test]
@@ -142,25 +120,12 @@ fn forged_and_damaged_credentials_are_refused() {
     let (munged, foreign) = (Munged::start(&[7; 64]), Munged::start(&[8; 64]));
     let munge = munged.munge();
     let forged = foreign.munge().encode(b"x", None).unwrap();
-    assert!(matches!(
-        munge.decode(&forged),
-        Err(MungeError::Invalid { .. })
-    ));
+    assert!(matches!(munge.decode(&forged), Err(MungeError::Invalid { .. })));
     let sound = munge.encode(b"x", None).unwrap();
     let damaged = sound.replacen("MUNGE:", "MUNGE:A", 1);
-    for bad in [
-        damaged.as_str(),
-        "",
-        "MUNGE:",
-        "no credential",
-        "a\0b",
-        &"A".repeat(1 << 20),
-    ] {
+    for bad in [damaged.as_str(), "", "MUNGE:", "no credential", "a\0b", &"A".repeat(1 << 20)] {
         let refused = munge.decode(bad);
-        assert!(
-            matches!(refused, Err(MungeError::Invalid { .. })),
-            "{refused:?}"
-        );
+        assert!(matches!(refused, Err(MungeError::Invalid { .. })), "{refused:?}");
     }
 }
 
@@ -174,18 +139,13 @@ fn another_users_credential_names_that_user() {
         .gid(65534)
         .output()
         .expect("munge must be installed: apt-get install munge");
-    let Some(credential) = String::from_utf8(made.stdout)
-        .ok()
-        .filter(|text| !text.is_empty())
+    let Some(credential) = String::from_utf8(made.stdout).ok().filter(|text| !text.is_empty())
     else {
         assert!(!nix::unistd::geteuid().is_root(), "munge made nothing");
         return;
     };
     let decoded = munged.munge().decode(credential.trim()).unwrap();
-    assert_eq!(
-        (decoded.uid, decoded.payload.as_slice()),
-        (65534, b"hello".as_slice())
-    );
+    assert_eq!((decoded.uid, decoded.payload.as_slice()), (65534, b"hello".as_slice()));
 }
 
 #[test]
@@ -194,8 +154,5 @@ fn a_stopped_munged_is_said_so() {
     let munge = munged.munge();
     munge.encode(b"x", None).unwrap();
     drop(munged);
-    assert!(matches!(
-        munge.encode(b"x", None),
-        Err(MungeError::NoDaemon { .. })
-    ));
+    assert!(matches!(munge.encode(b"x", None), Err(MungeError::NoDaemon { .. })));
 }
