@@ -44,7 +44,7 @@ pub(crate) enum Verb {
     /// Leases, live or ended
     Leases(Leases),
     /// Lease cores and call a function of a shared library on them
-    Invoke(Invoke),
+    Invoke(Box<Invoke>),
     /// Leave nodes at once and keep off them (admins)
     Drain(Drain),
     /// Let drained nodes be harvested again (admins)

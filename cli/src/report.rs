@@ -11,20 +11,23 @@ use crate::{
     output, view,
 };
 
+/// Takes one figure out of a report.
+type Figure = fn(&view::Report) -> f64;
+
 /// A figure of core time: its name, what it means, and the one that it is a share of.
 struct Definition {
     name: &'static str,
     means: &'static str,
-    value: fn(&view::Report) -> f64,
-    of: Option<(&'static str, fn(&view::Report) -> f64)>,
+    value: Figure,
+    of: Option<(&'static str, Figure)>,
 }
 
-const TOTAL: fn(&view::Report) -> f64 = |report| report.total_core_seconds;
-const IDLE: fn(&view::Report) -> f64 = |report| report.idle_core_seconds;
-const GRANTABLE: fn(&view::Report) -> f64 = |report| report.grantable_core_seconds;
-const HARVESTED: fn(&view::Report) -> f64 = |report| report.harvested_core_seconds;
-const LEASED: fn(&view::Report) -> f64 = |report| report.leased_core_seconds;
-const EXECUTED: fn(&view::Report) -> f64 = |report| report.executed_core_seconds;
+const TOTAL: Figure = |report| report.total_core_seconds;
+const IDLE: Figure = |report| report.idle_core_seconds;
+const GRANTABLE: Figure = |report| report.grantable_core_seconds;
+const HARVESTED: Figure = |report| report.harvested_core_seconds;
+const LEASED: Figure = |report| report.leased_core_seconds;
+const EXECUTED: Figure = |report| report.executed_core_seconds;
 
 const DEFINITIONS: [Definition; 8] = [
     Definition {

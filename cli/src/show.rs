@@ -37,7 +37,7 @@ fn status_text(status: &view::Status) -> String {
         (None, None) => "not seen yet".into(),
     };
     let uptime = i64::try_from(status.uptime_ms).unwrap_or(i64::MAX);
-    output::pairs(&[
+    let mut pairs = vec![
         ("cluster", status.cluster.clone()),
         ("harvester", format!("{} up {}, term {}", status.version, span_ms(uptime), status.term)),
         ("mode", mode),
@@ -65,7 +65,9 @@ fn status_text(status: &view::Status) -> String {
             ),
         ),
         ("vacates", status.vacates.to_string()),
-    ])
+    ];
+    pairs.extend(status.warnings.iter().map(|warning| ("policy", format!("WARNING: {warning}"))));
+    output::pairs(&pairs)
 }
 
 /// Each node, what Gleaner does with it, and why.

@@ -28,6 +28,7 @@ pub(crate) struct Status {
     pub(crate) slurm_error: Option<String>,
     pub(crate) store_error: Option<String>,
     pub(crate) vacates: u64,
+    pub(crate) warnings: Vec<String>,
 }
 
 impl From<types::Status> for Status {
@@ -53,6 +54,7 @@ impl From<types::Status> for Status {
             slurm_error: text(status.slurm_error),
             store_error: text(status.store_error),
             vacates: status.vacates,
+            warnings: status.warnings,
         }
     }
 }

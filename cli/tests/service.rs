@@ -51,32 +51,42 @@ fn calls_are_made_and_told() {
     service.wait_harvested(2, BOUND);
     let library = functions();
 
-    let output = gleaner(&service, &["invoke", &library, "echo", "--data", "hello"]);
+    let output = gleaner(&service, &["invoke", &library, "echo", "--warm", "--data", "hello"]);
     assert_eq!(text(&output.stdout), "hello", "{}\n{}", text(&output.stderr), service.logs());
-    assert_eq!(asked(&service, &["invoke", &library, "echo", "--data", "hi"])["reply_text"], "hi");
+    assert_eq!(
+        asked(&service, &["invoke", &library, "echo", "--warm", "--data", "hi"])["reply_text"],
+        "hi"
+    );
 
     let large = service.cluster.dir().join("large");
     std::fs::write(&large, vec![7_u8; 300_000]).expect("written");
     let large = large.to_str().expect("a path of ASCII");
-    let copied =
-        gleaner(&service, &["invoke", &library, "echo", "--input", large, "--reply-max", "300000"]);
+    let copied = gleaner(
+        &service,
+        &["invoke", &library, "echo", "--warm", "--input", large, "--reply-max", "300000"],
+    );
     assert_eq!(copied.stdout.len(), 300_000, "{}", text(&copied.stderr));
 
     let many = asked(
         &service,
-        &["invoke", &library, "echo", "--data", "x", "-n", "500", "-N", "1-2", "-c", "2", "-t", "1"],
+        &[
+            "invoke", &library, "echo", "--data", "x", "-n", "100", "--warm", "-N", "1-2", "-c",
+            "2", "-t", "1",
+        ],
     );
-    assert_eq!((&many["ok"], &many["calls"]), (&500.into(), &500.into()), "{many}");
+    assert_eq!((&many["ok"], &many["calls"]), (&100.into(), &100.into()), "{many}");
     assert_eq!(many["nodes"].as_array().map(Vec::len), Some(2), "{many}");
     assert!(many["latency"]["p50_ns"].as_u64() <= many["latency"]["p99_ns"].as_u64(), "{many}");
-    let pipelined =
-        told(&service, &["invoke", &library, "echo", "--data", "x", "-n", "500", "--depth", "8"]);
-    assert!(pipelined.contains("500 ok, 0 failed"), "{pipelined}");
+    let pipelined = told(
+        &service,
+        &["invoke", &library, "echo", "--data", "x", "-n", "100", "--warm", "--depth", "8"],
+    );
+    assert!(pipelined.contains("100 ok, 0 failed"), "{pipelined}");
 
     let ended = asked(&service, &["leases", "--ended"]);
     assert!(ended.as_array().is_some_and(|leases| leases.len() >= 4), "{ended}");
     assert!(told(&service, &["leases", "--ended"]).contains("released"));
-    assert!(asked(&service, &["report", "--since", "1h"])["calls"].as_u64() >= Some(1000));
+    assert!(asked(&service, &["report", "--since", "1h"])["calls"].as_u64() >= Some(200));
     assert!(told(&service, &["report"]).contains("coverage"));
 }
 
@@ -143,7 +153,7 @@ fn doctor_is_content_with_a_service_in_order() {
         "harvesting",
         "records",
         "slurm commands",
-        "policy.partitions",
+        "policy",
         "executors here",
     ] {
         assert_eq!(health(name), "good", "{value}");

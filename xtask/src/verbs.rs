@@ -76,16 +76,8 @@ pub(crate) fn fmt() -> anyhow::Result<()> {
 
 /// The simulator of the lease protocol: many seeds, or one again.
 pub(crate) fn sim(seeds: Option<u64>, seed: Option<u64>) -> anyhow::Result<()> {
-    let mut command = cargo(&[
-        "run",
-        "--release",
-        "--locked",
-        "--package",
-        "gleaner-lease",
-        "--example",
-        "sim",
-        "--",
-    ]);
+    let mut command =
+        cargo(&["run", "--release", "--locked", "--package", "gleaner-lease-sim", "--"]);
     if let Some(seeds) = seeds {
         command.args(["--seeds", &seeds.to_string()]);
     }

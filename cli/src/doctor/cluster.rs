@@ -8,6 +8,8 @@ use super::Finding;
 
 const MUNGE: &str = "munge";
 
+const POLICY: &str = "policy";
+
 /// A credential that is made and read back says this user's uid.
 pub(super) fn munge(config: &Config) -> Finding {
     if config.cluster.auth == Auth::SingleUser {
@@ -50,7 +52,13 @@ pub(super) fn harvester(config: &Config) -> Vec<Finding> {
         "{address}: version {}, term {}, {} executors",
         status.version, status.term, status.executors
     );
-    vec![Finding::good(HARVESTER, about), mode(&status), picture(&status), records(&status)]
+    vec![
+        Finding::good(HARVESTER, about),
+        mode(&status),
+        policy(&status),
+        picture(&status),
+        records(&status),
+    ]
 }
 
 fn mode(status: &types::Status) -> Finding {
@@ -74,6 +82,15 @@ fn mode(status: &types::Status) -> Finding {
         Finding::bad(MODE, format!("no executor has registered; {counts}"), remedy)
     } else {
         Finding::good(MODE, counts)
+    }
+}
+
+/// Names that the policy uses and Slurm does not know take nothing, silently: say so.
+fn policy(status: &types::Status) -> Finding {
+    let remedy = "name in policy.partitions, nodes and features what Slurm has (`sinfo`)";
+    match status.warnings.as_slice() {
+        [] => Finding::good(POLICY, "Slurm knows all that it names"),
+        warnings => Finding::bad(POLICY, warnings.join("; "), remedy),
     }
 }
 

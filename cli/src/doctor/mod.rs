@@ -85,7 +85,7 @@ fn examine(loaded: &Loaded) -> Vec<Finding> {
     let mut findings = vec![Finding::good("configuration", source)];
     findings.push(cluster::munge(config));
     findings.extend(cluster::harvester(config));
-    findings.extend(slurm::examine(&config.slurm, &config.policy));
+    findings.extend(slurm::examine(&config.slurm));
     findings.extend(machine::executors(&config.executor.run_dir));
     findings.push(machine::cgroup());
     findings.push(machine::clock_source());

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gleaner_config::{Policy, Slurm};
+use gleaner_config::Slurm;
 
 use super::Finding;
 
@@ -73,8 +73,8 @@ fn wait(child: &mut Child, bound: Duration) -> Option<bool> {
     }
 }
 
-/// Commands, hook, and the names that the policy uses.
-pub(super) fn examine(slurm: &Slurm, policy: &Policy) -> Vec<Finding> {
+/// Commands and hook.
+pub(super) fn examine(slurm: &Slurm) -> Vec<Finding> {
     let remedy = "install slurm-client here, or set slurm.commands; the harvester's own machine needs them, others do not";
     let version = match output_of(slurm, "scontrol", &["--version"]) {
         Ok(version) => version.trim().to_owned(),
@@ -88,10 +88,8 @@ pub(super) fn examine(slurm: &Slurm, policy: &Policy) -> Vec<Finding> {
             return vec![Finding::bad(COMMANDS, format!("{version}; {error}"), remedy)];
         }
     };
-    let mut findings =
-        vec![Finding::good(COMMANDS, format!("{version}, slurmctld answers")), hook(&settings)];
-    findings.extend(partitions(slurm, policy));
-    findings
+    let version = Finding::good(COMMANDS, format!("{version}, slurmctld answers"));
+    vec![version, hook(&settings)]
 }
 
 /// `Key = value` of `scontrol show config`; `(null)` is no value. Newer releases number them (`Prolog[0]`).
@@ -139,29 +137,6 @@ fn hook(settings: &str) -> Finding {
 fn calls_hook(path: &Path) -> bool {
     let named = path.file_name().is_some_and(|name| name == HOOK_PROGRAM);
     named || std::fs::read_to_string(path).is_ok_and(|script| script.contains(HOOK_PROGRAM))
-}
-
-/// Names that the policy uses and Slurm does not know take nothing, silently: say so.
-fn partitions(slurm: &Slurm, policy: &Policy) -> Option<Finding> {
-    const OPT_IN: &str = "policy.partitions";
-    if policy.partitions.is_empty() {
-        return None;
-    }
-    let listed = match output_of(slurm, "sinfo", &["--noheader", "--all", "--format=%R"]) {
-        Ok(listed) => listed,
-        Err(error) => {
-            return Some(Finding::warning(OPT_IN, error, "see that `sinfo` works here"));
-        }
-    };
-    let known: Vec<&str> = listed.lines().map(str::trim).collect();
-    let unknown: Vec<&str> =
-        policy.partitions.iter().map(String::as_str).filter(|name| !known.contains(name)).collect();
-    Some(if unknown.is_empty() {
-        Finding::good(OPT_IN, format!("Slurm knows {}", policy.partitions.join(", ")))
-    } else {
-        let remedy = format!("name those that Slurm has: {}", known.join(", "));
-        Finding::bad(OPT_IN, format!("Slurm has no partition {}", unknown.join(", ")), remedy)
-    })
 }
 
 #[cfg(test)]
