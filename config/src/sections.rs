@@ -7,7 +7,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::{
     schema::{Key, Section, section},
-    value::{Auth, ByteSize, KeepAlive, LogFormat, Mode, Transport, Waiting},
+    value::{Auth, ByteSize, KeepAlive, LogFormat, Mode, Waiting},
 };
 
 /// The whole configuration.
@@ -147,8 +147,6 @@ section! {
         ttl: Duration = Duration::from_secs(60),
         /// Who renews leases: `on-call`, `background` or `manual`.
         keep_alive: KeepAlive = KeepAlive::OnCall,
-        /// Which transport: `auto` or `tcp`.
-        transport: Transport = Transport::Auto,
         /// How workers wait for calls: `hot` or `warm`.
         waiting: Waiting = Waiting::Hot,
         /// Calls outstanding on one core at a time.

@@ -115,16 +115,6 @@ words! {
 }
 
 words! {
-    /// Which way a call's bytes go.
-    Transport {
-        /// The best that both sides have.
-        Auto = "auto",
-        /// TCP, always.
-        Tcp = "tcp",
-    }
-}
-
-words! {
     /// How a worker waits for the next call.
     Waiting {
         /// It spins, and the lease is billed for it.
