@@ -128,3 +128,14 @@ fn a_full_table_refuses_and_has_room_again() {
     assert!(table.gone(LeaseId(1)) && !table.gone(LeaseId(1)));
     assert!(table.start(Stamp(0), LeaseId(3), Epoch(1), Stamp(50)).is_ok());
 }
+
+#[test]
+fn what_an_agent_asks_for_is_cut_to_the_sites_bounds() {
+    let mut table = Deadlines::<2>::new(BOUNDS);
+    assert_eq!(table.grant(Stamp(0), Epoch(1), Stamp(900)), Ok(Stamp(100)));
+    assert_eq!(table.start(Stamp(0), LeaseId(1), Epoch(1), Stamp(900)), Ok(Stamp(60)));
+    assert_eq!(table.next(), Some(Stamp(60)));
+    assert_eq!(table.extend(Stamp(30), LeaseId(1), Stamp(900)), Ok(Stamp(90)));
+    assert_eq!(table.tick(Stamp(89)), None);
+    assert_eq!(table.tick(Stamp(90)).map(|due| due.why), Some(Why::Deadline));
+}

@@ -333,3 +333,15 @@ fn without_stored_numbers_nothing_is_given() {
     book.grant(Stamp(0), &node(0), CORES, 1, TTL).unwrap();
     assert_eq!(book.reserve(Stamp(0), &node(0), &request(1)), Err(ReserveError::Numbers));
 }
+
+#[test]
+fn only_the_same_life_of_an_agent_resumes_and_what_it_held_stays_held_until_its_word() {
+    let (mut book, lease) = leased();
+    let other = Join { instance: Instance([9; 16]), ..join(20, lease.epoch) };
+    let joined = book.executor_joined(Stamp(2000), &node(0), &other).unwrap();
+    assert!(!joined.resumed && joined.epoch > lease.epoch && joined.ended.is_empty());
+    assert_eq!(book.lease(lease.id).map(|lease| lease.state), Some(State::Ending));
+    let ended = book.vacated(&node(0), lease.epoch, EndReason::ExecutorLost);
+    assert_eq!(ended.len(), 1);
+    assert_eq!(book.node(&node(0)).map(|view| view.leases), Some(0));
+}
