@@ -98,7 +98,8 @@ impl Core {
         let Some(node) = self.nodes.get_mut(name) else { return };
         node.holds.starting(turn.now, job);
         (node.idle_since, node.epilog) = (None, None);
-        self.issuer.vacate(name, EndReason::BatchJob);
+        // The keeper has vacated by itself; a grant that was on its way while the prolog ran it has not.
+        self.leave(turn, name, EndReason::BatchJob, Epoch(0));
     }
 
     /// Slurm is asked at once whether the node is idle; its idleness counts from now.

@@ -58,11 +58,15 @@ fn who_is_refused() {
 
 #[test]
 fn nobody_joins_before_the_term_is_stored() {
-    let mut world = World::seen(policy(), &["n1"]);
+    let mut world = World::granted(&["n1"]);
+    world.lease(1, 1).unwrap();
+    let resume_epoch = world.executors[&name("n1")].epoch;
     world.prompt = false;
     world.restart();
     world.look();
-    assert_eq!(refusal(&world.join("n1")), Some(JoinRefusal::Store));
+    let join = world.registration("n1");
+    let resumed = world.join_as(Join { resume_epoch, ..join });
+    assert_eq!(refusal(&resumed), Some(JoinRefusal::Store), "also one that needs no new epoch");
     world.prompt = true;
     world.answer();
     assert!(registered(&world.join("n1")).is_some());

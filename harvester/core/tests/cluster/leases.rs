@@ -195,11 +195,11 @@ fn usage_is_stored_now_and_then_and_never_shrinks() {
     let mut world = World::granted(&["n1"]);
     let lease = world.lease(1, 4).unwrap()[0].claims.lease;
     let usage = |calls| Usage { calls, cpu_ns: calls * 10, ..Usage::default() };
-    for calls in [5, 3, 8] {
+    for (calls, shown) in [(5, 5), (3, 5), (8, 8)] {
         let expires = Stamp(world.now + 1_000_000_000_000);
         world.beat_with("n1", &[LeaseReport { lease, usage: usage(calls), expires }]);
+        assert_eq!(world.core.leases(world.now)[0].usage, usage(shown));
     }
-    assert_eq!(world.core.leases(world.now)[0].usage, usage(8));
     let samples =
         world.stored.iter().filter(|record| matches!(record, Record::Usage { .. })).count();
     assert_eq!(samples, 1, "not with every heartbeat");
