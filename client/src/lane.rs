@@ -3,10 +3,8 @@
 //! A slot is taken by [`Lane::prepare`], sent by [`Lane::post`], answered by [`Lane::poll`] and free again after
 //! [`Lane::free`]. The worker is not trusted: an answer that fits no outstanding call closes the lane.
 
-use gleaner_fabric::{Arrival, Block, Geometry, Link, LinkError};
+use gleaner_fabric::{Arena, Arrival, Block, Geometry, Link, LinkError};
 use gleaner_proto::header::{Header, Kind, Status};
-
-use crate::arena::Arena;
 
 /// A lane.
 pub(crate) struct Lane {
@@ -25,6 +23,9 @@ struct Slot {
     /// Who waits for the answer; `None` if the caller gave up.
     call: Option<u32>,
     busy: bool,
+    /// Its answer has come: another one would be nobody's.
+    answered: bool,
+    epoch: u64,
     len: u32,
     request: Block,
     reply: Block,
@@ -69,30 +70,31 @@ pub(crate) enum LaneError {
 impl Lane {
     pub(crate) fn new(link: Box<dyn Link>) -> Self {
         let geometry = link.geometry();
-        let window = usize::from(geometry.window);
         let slot = |slot| Slot {
             generation: 0,
             invocation: 0,
             call: None,
             busy: false,
+            answered: false,
+            epoch: 0,
             len: 0,
             request: geometry.slot(slot),
             reply: geometry.slot(slot),
         };
-        let arena = || Arena::new(geometry.arena_offset(), geometry.arena_bytes, window);
         Self {
             link,
             geometry,
             free: (0..geometry.window).rev().collect(),
             slots: (0..geometry.window).map(slot).collect(),
-            requests: arena(),
-            replies: arena(),
+            requests: Arena::new(geometry),
+            replies: Arena::new(geometry),
         }
     }
 
     /// The largest input or reply that this lane can ever carry.
     pub(crate) fn payload_max(&self) -> u64 {
-        self.requests.payload_max().max(u64::from(self.geometry.slot_capacity()))
+        let arena = Arena::new(Geometry { window: 1, ..self.geometry });
+        u64::from(arena.largest().max(self.geometry.slot_capacity()))
     }
 
     /// The largest reply that needs no arena.
@@ -106,7 +108,7 @@ impl Lane {
         let own = self.geometry.slot(slot);
         let request = block(&mut self.requests, own, len)?;
         let Some(reply) = block(&mut self.replies, own, reply_capacity) else {
-            self.requests.give_back(request.offset);
+            give_back(&mut self.requests, own, request);
             return None;
         };
         self.free.pop();
@@ -127,6 +129,8 @@ impl Lane {
             invocation: call.number,
             call: Some(call.call),
             busy: true,
+            answered: false,
+            epoch: call.epoch,
             len: prepared.len,
             request: prepared.request,
             reply: prepared.reply,
@@ -155,14 +159,16 @@ impl Lane {
             return Ok(None);
         };
         let header = &arrival.header;
-        let slot = self.slots.get(usize::from(header.slot)).filter(|slot| {
-            let asked = slot.busy && slot.generation == header.generation;
+        let slot = self.slots.get_mut(usize::from(header.slot)).filter(|slot| {
+            let asked = slot.busy && !slot.answered && slot.generation == header.generation;
             let placed = slot.reply.offset == arrival.block.offset
                 && arrival.block.capacity <= slot.reply.capacity;
-            asked && slot.invocation == header.invocation && placed
+            let ours = slot.invocation == header.invocation && slot.epoch == header.epoch;
+            asked && ours && placed
         });
-        let call = slot.ok_or(LaneError::Unasked)?.call;
-        Ok(Some(Answer { call, slot: header.slot, arrival }))
+        let slot = slot.ok_or(LaneError::Unasked)?;
+        slot.answered = true;
+        Ok(Some(Answer { call: slot.call, slot: header.slot, arrival }))
     }
 
     /// An answer's bytes.
@@ -191,9 +197,9 @@ impl Lane {
         let used = &mut self.slots[usize::from(slot)];
         used.busy = false;
         used.call = None;
-        let (request, reply) = (used.request.offset, used.reply.offset);
-        self.requests.give_back(request);
-        self.replies.give_back(reply);
+        let (own, request, reply) = (self.geometry.slot(slot), used.request, used.reply);
+        give_back(&mut self.requests, own, request);
+        give_back(&mut self.replies, own, reply);
         self.free.push(slot);
     }
 
@@ -201,7 +207,7 @@ impl Lane {
     pub(crate) fn outstanding(&self) -> impl Iterator<Item = (u16, Option<u32>, u64)> + '_ {
         (0..)
             .zip(&self.slots)
-            .filter(|(_, slot)| slot.busy)
+            .filter(|(_, slot)| slot.busy && !slot.answered)
             .map(|(index, slot)| (index, slot.call, slot.invocation))
     }
 
@@ -221,6 +227,12 @@ fn block(arena: &mut Arena, own: Block, payload: u32) -> Option<Block> {
     if payload <= own.capacity {
         return Some(Block { capacity: payload, ..own });
     }
-    let offset = arena.take(payload)?;
-    Some(Block { offset, capacity: payload })
+    arena.take(payload)
+}
+
+/// Frees a block that [`block`] gave.
+fn give_back(arena: &mut Arena, own: Block, block: Block) {
+    if block.offset != own.offset {
+        arena.give_back(block);
+    }
 }

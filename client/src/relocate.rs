@@ -61,11 +61,8 @@ impl Relocation {
 impl Calls {
     /// The pool's first leases: at least the least number asked for, or none.
     pub(crate) fn first_leases(&mut self) -> Result<(), AcquireError> {
+        self.request.check()?;
         let (min, max) = (*self.request.nodes.start(), *self.request.nodes.end());
-        if min == 0 || min > max || self.request.cores == 0 {
-            let what = format!("nodes {min} to {max} with {} cores each", self.request.cores);
-            return Err(AcquireError::Request(what));
-        }
         let began = Instant::now();
         let leases = match self.ask(min, max) {
             Err(HarvesterError::Refused { reason, .. }) if self.request.local_fallback => {

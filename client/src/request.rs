@@ -2,6 +2,12 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
+use gleaner_config::Config;
+use gleaner_fabric::Geometry;
+use gleaner_proto::header::{BLOCK_ALIGN, GUARD_LEN, HEADER_LEN};
+
+use crate::error::AcquireError;
+
 /// How a waiting caller and its workers spend the time between calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Waiting {
@@ -42,26 +48,41 @@ pub struct Request {
 
 impl Default for Request {
     fn default() -> Self {
+        Self::from(&Config::default())
+    }
+}
+
+impl From<&Config> for Request {
+    /// One core of one node, and everything else as the configuration's `[client]` says.
+    fn from(config: &Config) -> Self {
+        let client = &config.client;
         Self {
             nodes: 1..=1,
             cores: 1,
-            memory_bytes: 256 << 20,
-            ttl: Duration::from_secs(60),
+            memory_bytes: client.memory.0,
+            ttl: client.ttl,
             partition: String::new(),
-            account: String::new(),
-            waiting: Waiting::Hot,
-            keep_alive: KeepAlive::OnCall,
-            window: 16,
-            slot_bytes: 8 << 10,
-            arena_bytes: 0,
-            local_fallback: false,
-            patience: Duration::from_secs(30),
+            account: client.account.clone().unwrap_or_default(),
+            waiting: match client.waiting {
+                gleaner_config::Waiting::Hot => Waiting::Hot,
+                gleaner_config::Waiting::Warm => Waiting::Warm,
+            },
+            keep_alive: match client.keep_alive {
+                gleaner_config::KeepAlive::OnCall => KeepAlive::OnCall,
+                gleaner_config::KeepAlive::Background => KeepAlive::Background,
+                gleaner_config::KeepAlive::Manual => KeepAlive::Manual,
+            },
+            window: client.window.try_into().unwrap_or(u16::MAX),
+            slot_bytes: client.slot.0.try_into().unwrap_or(u32::MAX),
+            arena_bytes: client.arena.0,
+            local_fallback: client.local_fallback,
+            patience: client.patience,
         }
     }
 }
 
 impl Request {
-    /// One node, one core, 256 MiB, for a minute.
+    /// One core of one node, and everything else as by default.
     pub fn new() -> Self {
         Self::default()
     }
@@ -142,5 +163,33 @@ impl Request {
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
+    }
+
+    /// Room for payloads of so many bytes, one at a time on each core: an arena that just holds one.
+    pub fn payload_max(mut self, bytes: u64) -> Self {
+        let block = bytes.saturating_add((HEADER_LEN + GUARD_LEN) as u64);
+        self.arena_bytes = self.arena_bytes.max(block.next_multiple_of(BLOCK_ALIGN as u64));
+        self
+    }
+
+    /// What each lane is asked to be.
+    pub(crate) fn geometry(&self) -> Geometry {
+        let Self { window, slot_bytes, arena_bytes, .. } = *self;
+        Geometry { window, slot_bytes, arena_bytes }
+    }
+
+    /// Refuses what no node could ever give.
+    pub(crate) fn check(&self) -> Result<(), AcquireError> {
+        let refuse = |why: String| Err(AcquireError::Request(why));
+        if *self.nodes.start() == 0 || self.nodes.is_empty() {
+            return refuse(format!("{} to {} nodes", self.nodes.start(), self.nodes.end()));
+        }
+        if self.cores == 0 {
+            return refuse("no core on each node".into());
+        }
+        match self.geometry().check() {
+            Ok(_) => Ok(()),
+            Err(error) => refuse(error.to_string()),
+        }
     }
 }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use ed25519_dalek::SigningKey;
+use ed25519_dalek::{SigningKey, VerifyingKey};
 use gleaner_executor::sys;
 use gleaner_identity::{Auth, Authority};
 use gleaner_lease::{
@@ -109,6 +109,11 @@ impl Harvester {
 
     pub(crate) fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap()
+    }
+
+    /// What its tokens are verified with.
+    pub(crate) fn public_key(&self) -> VerifyingKey {
+        self.book().key.verifying_key()
     }
 
     /// Takes a node back, as for a batch job, and holds it.
@@ -265,7 +270,7 @@ impl Book {
         }
     }
 
-    fn acquire(&mut self, request: &AcquireRequest) -> Result<AcquireReply, Status> {
+    pub(crate) fn acquire(&mut self, request: &AcquireRequest) -> Result<AcquireReply, Status> {
         let slice = Request {
             uid: Uid(self.uid.0),
             gid: self.uid.1,

@@ -4,6 +4,7 @@
 
 pub(crate) mod harvester;
 mod munged;
+pub(crate) mod raw;
 
 use std::{
     fs,
@@ -13,9 +14,14 @@ use std::{
     time::Duration,
 };
 
+use ed25519_dalek::SigningKey;
 use gleaner::{Client, Library, Options, Request};
 use gleaner_config::Config;
 use gleaner_identity::Auth;
+use gleaner_proto::{
+    v1,
+    workers::{Process, WORKERS_FILE, entries, parse_stat},
+};
 use gleaner_testkit::{process::Daemon, wait_until};
 use nix::unistd::{Gid, Uid};
 use tempfile::TempDir;
@@ -105,6 +111,56 @@ impl Service {
         Daemon::start(node, command, None).unwrap()
     }
 
+    /// A lease for a key of the test's own, as the harvester gives it.
+    pub(crate) fn lease(&self, key: &SigningKey, ttl: Duration) -> v1::Lease {
+        let request = v1::AcquireRequest {
+            client_public_key: key.verifying_key().to_bytes().to_vec().into(),
+            nodes_min: 1,
+            nodes_max: 1,
+            cores: 1,
+            memory_bytes: 64 << 20,
+            ttl_ms: ttl.as_millis() as u64,
+            ..Default::default()
+        };
+        self.harvester.book().acquire(&request).unwrap().leases.remove(0)
+    }
+
+    /// The processes that a node's keeper has started, by what they are: "agent" or "worker".
+    pub(crate) fn children(&self, index: usize, role: &str) -> Vec<i32> {
+        let mut found = Vec::new();
+        let mut look_at = vec![self.executors[index].pid()];
+        while let Some(pid) = look_at.pop() {
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+            for child in children.unwrap_or_default().split_whitespace() {
+                let child: i32 = child.parse().unwrap();
+                let line = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+                if line.split(|byte| *byte == 0).any(|word| word == role.as_bytes()) {
+                    found.push(child);
+                }
+                look_at.push(child);
+            }
+        }
+        found
+    }
+
+    /// Workers that run a lease, by the node's own table and the kernel's.
+    pub(crate) fn workers_of_leases(&self, index: usize) -> usize {
+        let table = fs::read(self.run_dir(&self.nodes[index]).join(WORKERS_FILE)).unwrap();
+        let lives = |process: Process| {
+            let stat = fs::read(format!("/proc/{}/stat", process.pid)).unwrap_or_default();
+            parse_stat(&stat).is_some_and(|(state, start)| state != b'Z' && start == process.start)
+        };
+        entries(&table).filter(|entry| entry.lease_id != 0 && lives(entry.process)).count()
+    }
+
+    /// Waits until this lease has ended, and returns how.
+    pub(crate) fn wait_for_end(&self, lease: u64) -> v1::LeaseEnded {
+        wait_until(format!("lease {lease} has ended"), PATIENCE, || {
+            self.harvester.ended(lease).is_some()
+        });
+        self.harvester.ended(lease).unwrap()
+    }
+
     /// A client of this service.
     pub(crate) fn client(&self) -> Client {
         Client::connect(self.options()).unwrap()
@@ -149,6 +205,11 @@ pub(crate) fn request() -> Request {
 pub(crate) fn functions() -> Library {
     let own = std::env::current_exe().unwrap();
     Library::from_file(own.parent().unwrap().join("libgleaner_test_functions.so")).unwrap()
+}
+
+/// A key pair of a test's own.
+pub(crate) fn key(seed: u8) -> SigningKey {
+    SigningKey::from_bytes(&[seed; 32])
 }
 
 /// The agent and the workers run as other users.
