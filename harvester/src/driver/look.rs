@@ -38,6 +38,7 @@ pub(crate) struct Looker<S> {
 
 /// What a look says about when to look again.
 struct Seen {
+    /// What the look cost. Nothing if it failed: waiting for a silent slurmctld is no work, for either side.
     took: Duration,
     /// Some node's state is one that passes by itself.
     changing: bool,
@@ -73,16 +74,17 @@ impl<S: Slurm> Looker<S> {
         let deadline = began + bound + LOOK_GRACE;
         let late = || format!("no answer within {} ms", bound.as_millis());
         let nodes = async {
-            let (event, changing) = match timeout_at(deadline, self.slurm.nodes()).await {
+            let mut seen = Seen { took: Duration::ZERO, changing: false };
+            let event = match timeout_at(deadline, self.slurm.nodes()).await {
                 Ok(Ok(picture)) => {
-                    let changing = is_changing(&picture);
-                    (Event::Picture(picture), changing)
+                    seen = Seen { took: began.elapsed(), changing: is_changing(&picture) };
+                    Event::Picture(picture)
                 }
-                Ok(Err(error)) => (Event::PictureFailed { error: error.to_string() }, false),
-                Err(_) => (Event::PictureFailed { error: late() }, false),
+                Ok(Err(error)) => Event::PictureFailed { error: error.to_string() },
+                Err(_) => Event::PictureFailed { error: late() },
             };
             self.looks.send(event).await.ok()?;
-            Some(changing)
+            Some(seen)
         };
         let jobs = async {
             match timeout_at(deadline, self.slurm.jobs()).await {
@@ -94,9 +96,9 @@ impl<S: Slurm> Looker<S> {
                 Err(_) => Some(()),
             }
         };
-        let (changing, jobs) = tokio::join!(nodes, jobs);
+        let (seen, jobs) = tokio::join!(nodes, jobs);
         jobs?;
-        Some(Seen { took: began.elapsed(), changing: changing? })
+        seen
     }
 }
 

@@ -6,7 +6,7 @@ use gleaner_testkit::{process, wait_until};
 
 use crate::support::{
     BOUND, acquire, assert_call_works, assert_slurm_is_well, for_so_long, function, harvested,
-    library_path, node_of, vacates, wait_gone, wait_no_leased_worker,
+    library_path, node_of, vacates, wait_computing, wait_gone, wait_no_leased_worker,
 };
 
 #[test]
@@ -94,9 +94,10 @@ fn a_worker_fails_the_call_that_it_ran_and_ends_only_its_own_lease() {
     let node = node_of(&victim);
     let lease = victim.leases()[0].lease_id;
     let running = spin.submit(&for_so_long(BOUND)).unwrap();
-    let of_lease = |(pid, of): (i32, u64)| (of == lease).then_some(pid);
-    let worker: Vec<_> = service.workers(&node).into_iter().filter_map(of_lease).collect();
-    process::kill_all(&worker);
+    let mut workers = service.workers(&node).into_iter();
+    let worker = workers.find_map(|(pid, of)| (of == lease).then_some(pid)).unwrap();
+    wait_computing(worker);
+    process::kill_all(&[worker]);
     let error = running.wait().unwrap_err();
     assert!(error.to_string().starts_with("FAILED"), "{error}");
     assert_call_works(&sum);

@@ -124,7 +124,7 @@ fn drain_resume_off_and_on() {
     let pool = acquire(&service, 1);
     let sum = function(&pool, "sum").idempotent(true);
     let node = node_of(&pool);
-    service.ask(&["drain", &node]).unwrap();
+    service.ask(&["drain", "--reason=a test", &node]).unwrap();
     wait_no_leased_worker(&service, &node);
     assert_call_works(&sum);
     assert_ne!(node_of(&pool), node);
@@ -132,7 +132,7 @@ fn drain_resume_off_and_on() {
     service.wait_harvested(2, BOUND);
     drop(pool);
 
-    service.ask(&["off"]).unwrap();
+    service.ask(&["off", "--reason=a test"]).unwrap();
     service.wait_harvested(0, BOUND);
     for node in service.cluster.nodes() {
         wait_no_leased_worker(&service, node);

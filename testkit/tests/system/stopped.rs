@@ -7,12 +7,12 @@ use gleaner_testkit::{process, wait_until};
 
 use crate::support::{
     BOUND, acquire, assert_call_works, assert_slurm_is_well, client, for_so_long, function,
-    harvested, node_of, request, wait_gone, wait_no_leased_worker,
+    harvested, node_of, request, vacates, wait_computing, wait_gone, wait_no_leased_worker,
 };
 
 /// A lease that nobody renews.
 fn short() -> Request {
-    request(1).ttl(Duration::from_secs(1)).keep_alive(gleaner::KeepAlive::Manual)
+    request(1).ttl(Duration::from_secs(4)).keep_alive(gleaner::KeepAlive::Manual)
 }
 
 #[test]
@@ -45,11 +45,16 @@ fn the_keeper_is_no_way_around_the_hook() {
     let job = service.cluster.allocate(&["--exclusive", "-w", &node, "-t5"]).unwrap();
     wait_gone(&workers);
     assert_eq!(service.cluster.job_state(job).as_deref(), Some("RUNNING"));
-    service.keeper(&node).cont();
+    wait_until("the hook has killed the keeper too", BOUND, || service.keeper(&node).has_ended());
     running.wait().unwrap();
     wait_no_leased_worker(&service, &node);
+    service.start_executor(&node).unwrap();
+    assert_eq!(service.node(&node).unwrap()["cores_granted"], 0, "granted beside the job");
     service.cluster.scancel(job).unwrap();
     service.wait_harvested(2, BOUND);
+    wait_until("the vacate is in the report", BOUND, || {
+        vacates(&service, "hook-alone").iter().any(|vacate| vacate["job_id"] == job)
+    });
     assert_slurm_is_well(&service);
 }
 
@@ -58,11 +63,10 @@ fn the_worker_s_lease_ends_without_its_help() {
     let service = harvested(1);
     let pool = client(&service).acquire(short()).unwrap();
     let spin = function(&pool, "spin");
-    let running = spin.submit(&for_so_long(Duration::from_millis(100))).unwrap();
+    let running = spin.submit(&for_so_long(BOUND)).unwrap();
     let workers = service.leased_workers("n1");
-    for &worker in &workers {
-        process::stop(worker);
-    }
+    wait_computing(workers[0]);
+    process::stop(workers[0]);
     wait_gone(&workers);
     match running.wait() {
         Err(CallError::Evicted { .. } | CallError::Unknown { .. }) => {}

@@ -1,6 +1,6 @@
 //! What every system test does: a service, a client's pool on it, a batch job that wants a node back.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
 use gleaner::{Client, Function, Library, Options, Pool, PoolEvent, PoolEventKind, Request};
 use gleaner_testkit::{Service, process, wait_until};
@@ -27,6 +27,7 @@ pub(crate) fn request(nodes: u32) -> Request {
         .memory(64 << 20)
         .ttl(Duration::from_secs(30))
         .patience(BOUND)
+        .waiting(gleaner::Waiting::Warm)
 }
 
 pub(crate) fn acquire(service: &Service, nodes: u32) -> Pool {
@@ -81,6 +82,24 @@ pub(crate) fn wait_gone(pids: &[i32]) {
     wait_until(format_args!("{pids:?} are gone"), BOUND, || {
         !pids.iter().any(|&pid| process::is_alive(pid))
     });
+}
+
+/// Waits until a worker computes. Its client must wait warm: a hot worker computes always. Little is enough: beside
+/// busy compilers an idle-class thread gets little.
+#[track_caller]
+pub(crate) fn wait_computing(worker: i32) {
+    let begun = run_time(worker);
+    wait_until(format_args!("worker {worker} computes"), BOUND, || {
+        run_time(worker) > begun + Duration::from_millis(5)
+    });
+}
+
+/// CPU time of all of a process's threads.
+fn run_time(pid: i32) -> Duration {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let texts = tasks.filter_map(|task| fs::read_to_string(task.path().join("schedstat")).ok());
+    let nanos = texts.filter_map(|text| text.split(' ').next()?.parse::<u64>().ok());
+    Duration::from_nanos(nanos.sum())
 }
 
 /// The vacates of the report that have this trigger.
