@@ -39,12 +39,8 @@ enum Verb {
         #[arg(long)]
         seed: Option<u64>,
     },
-    /// Run the benchmarks; further arguments go to them
-    Bench {
-        /// Arguments of `cargo bench`
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<String>,
-    },
+    /// Run the benchmarks; their figures go to target/bench/
+    Bench,
     /// The main job on a private Slurm; its figures go to target/demo/summary.json
     Demo {
         /// Arguments of the demo
@@ -62,7 +58,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Lint => verbs::lint(),
         Verb::Fmt => verbs::fmt(),
         Verb::Sim { seeds, seed } => verbs::sim(seeds, seed),
-        Verb::Bench { arguments } => verbs::bench(&arguments),
+        Verb::Bench => verbs::bench(),
         Verb::Demo { arguments } => verbs::demo(&arguments),
         Verb::Man => verbs::man(),
     }

@@ -26,12 +26,17 @@ const PACKAGES: [Package; 7] = [
 
 const INSTALL: &str = include_str!("install.sh");
 
-/// Installs what is missing, or says in one line what is.
-pub(crate) fn setup() -> anyhow::Result<()> {
-    let missing = missing_packages();
-    if !missing.is_empty() {
-        install(&missing)?;
+/// Installs what the programs need to run here, or says in one line what is missing.
+pub(crate) fn packages() -> anyhow::Result<()> {
+    match missing_packages() {
+        missing if missing.is_empty() => Ok(()),
+        missing => install(&missing),
     }
+}
+
+/// Installs all that is missing, the linter of dependencies too.
+pub(crate) fn setup() -> anyhow::Result<()> {
+    packages()?;
     if find("cargo-deny").is_none() {
         run(cargo(&["install", "cargo-deny", "--locked", "--quiet"]))
             .context("cargo-deny is missing (lint needs it); install it by `cargo install cargo-deny --locked`")?;

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use crate::{
     book,
     run::{become_program, cargo, find, root, run, target_dir},
-    setup::setup,
+    setup::{packages, setup},
 };
 
 /// Everything that CI checks. The test runner comes last, so that the log ends with its summary.
@@ -87,17 +87,24 @@ pub(crate) fn sim(seeds: Option<u64>, seed: Option<u64>) -> anyhow::Result<()> {
     run(command)
 }
 
-/// The benchmarks.
-pub(crate) fn bench(arguments: &[String]) -> anyhow::Result<()> {
-    setup()?;
-    let mut command = cargo(&["bench", "--locked", "--package", "gleaner-benchmarks"]);
-    command.args(arguments);
-    run(command)
+/// The benchmarks, one program a question; their figures go to target/bench/.
+const BENCHMARKS: [&str; 1] = ["bench-hot-call"];
+
+/// Builds everything in release and runs the benchmarks, which use the programs of that same build.
+pub(crate) fn bench() -> anyhow::Result<()> {
+    packages()?;
+    run(cargo(&["build", "--release", "--workspace", "--locked"]))?;
+    for benchmark in BENCHMARKS {
+        let mut command = Command::new(target_dir().join("release").join(benchmark));
+        command.current_dir(root());
+        run(command)?;
+    }
+    Ok(())
 }
 
 /// Builds everything in release, then becomes the demo: Ctrl-C reaches it alone.
 pub(crate) fn demo(arguments: &[String]) -> anyhow::Result<()> {
-    setup()?;
+    packages()?;
     run(cargo(&["build", "--release", "--workspace", "--locked"]))?;
     let mut command = Command::new(target_dir().join("release/gleaner-demo"));
     command.args(arguments).current_dir(root());

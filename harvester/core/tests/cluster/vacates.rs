@@ -45,6 +45,14 @@ fn every_state_that_forbids_a_node_makes_it_be_left_at_once() {
 }
 
 #[test]
+fn a_grant_that_crossed_a_prolog_on_its_way_is_taken_back() {
+    let mut world = World::granted(&["n1"]);
+    let epoch = world.executors[&name("n1")].epoch;
+    let effects = world.starting("n1", 9);
+    assert_eq!(vacate(&effects, "n1"), Some((epoch, EndReason::BatchJob)));
+}
+
+#[test]
 fn planned_and_cloud_nodes_may_be_taken() {
     for state in ["IDLE+PLANNED", "IDLE+CLOUD", "IDLE+DYNAMIC_NORM"] {
         let mut world = World::granted(&["n1"]);
