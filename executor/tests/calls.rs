@@ -44,7 +44,11 @@ fn payloads_from_nothing_to_the_arena_and_no_further() {
     let pool = service.client().acquire(wanted).unwrap();
     let echo = pool.function(&functions(), "echo").unwrap();
     for len in [0usize, 1, 4000, 4096, 1 << 20, 64 << 20] {
-        let input: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
+        let input: Vec<u8> = {
+            let mut bytes = vec![7; len];
+            bytes.iter_mut().step_by(4093).zip(0u8..).for_each(|(byte, n)| *byte = n);
+            bytes
+        };
         let reply = echo.clone().reply_capacity(len as u32).invoke(&input).unwrap();
         assert!(reply == input, "{len} bytes come back as they went");
     }
@@ -102,7 +106,7 @@ fn calls_move_when_their_node_is_taken_back() {
     let first = pool.leases()[0].node.clone();
     let spin = pool.function(&functions(), "spin").unwrap().idempotent(true);
     let tickets: Vec<_> = (0..8).map(|_| spin.submit(&millis(100)).unwrap()).collect();
-    thread::sleep(Duration::from_millis(30));
+    service.wait_started(&first);
     service.harvester.vacate(&first, EndReason::BatchJob);
     for ticket in tickets {
         ticket.wait().unwrap();
@@ -128,7 +132,7 @@ fn a_call_that_had_started_is_not_run_twice_unasked() {
     let spin = pool.function(&functions(), "spin").unwrap();
     let started = spin.submit(&millis(10_000)).unwrap();
     let behind = spin.submit(&millis(1)).unwrap();
-    thread::sleep(Duration::from_millis(50));
+    service.wait_started(&first);
     service.harvester.vacate(&first, EndReason::BatchJob);
     let error = started.wait().unwrap_err();
     assert!(matches!(error, CallError::Evicted { .. }), "{error}");
@@ -142,7 +146,7 @@ fn a_deadline_stops_a_call_that_loops_for_ever() {
     let pool = service.client().acquire(request()).unwrap();
     let lease = pool.leases()[0].lease_id;
     let forever = pool.function(&functions(), "loop_forever").unwrap();
-    let after = Duration::from_millis(100);
+    let after = Duration::from_secs(1);
     let error = forever.deadline(after).invoke(b"").unwrap_err();
     assert_eq!(error, CallError::Failed(Failure::Deadline { after }));
     let ended = service.wait_for_end(lease);
@@ -159,7 +163,7 @@ fn a_cancelled_call_ends_as_failed_and_one_that_waits_never_runs() {
     let spin = pool.function(&functions(), "spin").unwrap();
     let running = spin.submit(&millis(20_000)).unwrap();
     let waiting = spin.submit(&millis(20_000)).unwrap();
-    thread::sleep(Duration::from_millis(30));
+    service.wait_started("n1");
     waiting.cancel(PATIENCE);
     running.cancel(PATIENCE);
     for ticket in [running, waiting] {
@@ -176,12 +180,12 @@ fn a_cancelled_call_ends_as_failed_and_one_that_waits_never_runs() {
 #[test]
 fn a_lease_lives_on_while_it_is_called_and_ends_when_nobody_renews() {
     let service = Service::start(&["n1"]);
-    let short = request().ttl(Duration::from_millis(600));
+    let short = request().ttl(Duration::from_secs(2));
     let pool = service.client().acquire(short.clone()).unwrap();
     let lease = pool.leases()[0].lease_id;
     let spin = pool.function(&functions(), "spin").unwrap();
     for _ in 0..30 {
-        spin.invoke(&millis(50)).unwrap();
+        spin.invoke(&millis(100)).unwrap();
     }
     assert_eq!(pool.leases()[0].lease_id, lease);
     assert_eq!(pool.stats().evictions, 0);
@@ -197,10 +201,10 @@ fn a_lease_lives_on_while_it_is_called_and_ends_when_nobody_renews() {
 #[test]
 fn a_background_thread_renews_for_an_idle_caller() {
     let service = Service::start(&["n1"]);
-    let kept = request().ttl(Duration::from_millis(500)).keep_alive(KeepAlive::Background);
+    let kept = request().ttl(Duration::from_secs(2)).keep_alive(KeepAlive::Background);
     let pool = service.client().acquire(kept).unwrap();
     let lease = pool.leases()[0].lease_id;
-    thread::sleep(Duration::from_millis(1200));
+    thread::sleep(Duration::from_secs(3));
     assert!(service.harvester.ended(lease).is_none());
     let echo = pool.function(&functions(), "echo").unwrap();
     assert_eq!(echo.invoke(b"still").unwrap(), b"still");
@@ -249,7 +253,7 @@ fn with_no_node_left_and_no_fallback_calls_end_and_say_why() {
     let pool = service.client().acquire(request().patience(Duration::from_millis(300))).unwrap();
     let spin = pool.function(&functions(), "spin").unwrap().idempotent(true);
     let ticket = spin.submit(&millis(10_000)).unwrap();
-    thread::sleep(Duration::from_millis(30));
+    service.wait_started("n1");
     service.harvester.vacate("n1", EndReason::BatchJob);
     let error = ticket.wait().unwrap_err();
     assert!(error.to_string().contains("n1") || error.to_string().contains("node"), "{error}");

@@ -2,7 +2,7 @@
 
 mod service;
 
-use std::{io::Write, thread, time::Duration};
+use std::{io::Write, time::Duration};
 
 use ed25519_dalek::SigningKey;
 use gleaner::{CallError, Failure};
@@ -177,7 +177,7 @@ fn a_killed_worker_ends_its_lease_and_the_call_in_it() {
     let lease = pool.leases()[0].lease_id;
     let spin = pool.function(&functions(), "spin").unwrap().idempotent(true);
     let running = spin.submit(&30_000_000_000u64.to_le_bytes()).unwrap();
-    thread::sleep(Duration::from_millis(50));
+    service.wait_started("n1");
     let workers = service.children(0, "worker");
     workers.iter().for_each(|pid| kill(Pid::from_raw(*pid), Signal::SIGKILL).unwrap());
     let error = running.wait().unwrap_err();
@@ -211,7 +211,7 @@ fn a_killed_agent_takes_its_leases_along_and_the_pool_recovers() {
     let pool = service.client().acquire(request()).unwrap();
     let spin = pool.function(&functions(), "spin").unwrap();
     let running = spin.submit(&30_000_000_000u64.to_le_bytes()).unwrap();
-    thread::sleep(Duration::from_millis(50));
+    service.wait_started("n1");
     for agent in service.children(0, "agent") {
         kill(Pid::from_raw(agent), Signal::SIGKILL).unwrap();
     }

@@ -22,7 +22,7 @@ use nix::{
 };
 use support::{Bench, NOBODY, groups, lives, process, signal, until};
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(600);
 const SHORT: Duration = Duration::from_millis(300);
 
 fn main() {
@@ -45,6 +45,7 @@ fn main() {
         ("a_killed_agent_ends_its_leases", killed_agent),
         ("an_agent_that_does_not_read_is_replaced", deaf_agent),
         ("a_prolog_clears_and_holds_until_the_epilog", prolog_and_epilog),
+        ("a_busy_node_does_not_keep_the_dead_waiting", busy_node),
         ("a_newer_grant_ends_a_hold", newer_grant),
         ("hostile_hook_peers_are_closed", hostile_peers),
         ("a_waiting_worker_that_dies_is_replaced", dead_pool),
@@ -110,7 +111,7 @@ fn connect(bench: &Bench) -> std::os::fd::OwnedFd {
 
 fn a_lease_starts_and_stops() {
     for isolation in ["auto", "namespace", "single"] {
-        let bench = Bench::start_with(isolation, 0, "");
+        let bench = Bench::start_with(isolation, 0, 1);
         let worker = bench.leased();
         let ids = worker.ask("ids");
         assert!(ids.contains("Uid: 65534 65534 65534 65534"), "{ids}");
@@ -154,6 +155,7 @@ fn the_sandbox_denies() {
         "deathsig",
         "dumpable",
         "priority",
+        "class",
         "affinity",
         "raise-limit",
         "create",
@@ -192,12 +194,12 @@ fn the_sandbox_allows() {
         assert_eq!(worker.ask(verb), "0", "{verb}");
     }
     assert_eq!(worker.ask("thread"), "ran");
-    assert_eq!(worker.ask("allocate 67108864"), (67_108_864 / 4096).to_string());
+    assert_eq!(worker.ask("allocate 8388608"), (8_388_608 / 4096).to_string());
 }
 
 fn forks_are_denied_everywhere() {
     for isolation in ["namespace", "single"] {
-        let bench = Bench::start_with(isolation, 0, "");
+        let bench = Bench::start_with(isolation, 0, 1);
         let worker = bench.leased();
         assert_eq!(worker.ask("fork"), "EPERM", "{isolation}");
         assert_eq!(worker.ask("thread"), "ran", "{isolation}");
@@ -208,7 +210,7 @@ fn forks_are_denied_everywhere() {
 fn memory_is_bounded() {
     let bench = Bench::start();
     let worker = bench.leased();
-    worker.tell(&format!("allocate {}", 512 << 20));
+    worker.tell(&format!("allocate {}", 256 << 20));
     assert_eq!(gone(&bench, 1), End::OutOfMemory);
 }
 
@@ -298,8 +300,8 @@ fn extended_in_time() {
 }
 
 fn grant_end() {
-    let bench = Bench::start_with("auto", 0, "");
-    bench.grant(1, Duration::from_millis(600));
+    let bench = Bench::start_with("auto", 0, 1);
+    bench.grant(1, Duration::from_secs(2));
     let worker = bench.lease(1, 1, LONG);
     assert_eq!(gone(&bench, 1), End::Vacated);
     let record = vacated(&bench);
@@ -342,7 +344,7 @@ fn stopped_keeper() {
 
 fn stopped_worker() {
     for isolation in ["auto", "namespace", "single"] {
-        let bench = Bench::start_with(isolation, 0, "");
+        let bench = Bench::start_with(isolation, 0, 1);
         let worker = bench.leased();
         signal(worker.process.pid, Signal::SIGSTOP);
         bench.order(Order::Stop { lease_id: 1 });
@@ -353,7 +355,7 @@ fn stopped_worker() {
 
 fn killed_keeper() {
     for isolation in ["auto", "namespace", "single"] {
-        let mut bench = Bench::start_with(isolation, 0, "");
+        let mut bench = Bench::start_with(isolation, 0, 1);
         let worker = bench.leased();
         worker.ask("spin");
         let pool = until("the pool is filled", || {
@@ -369,6 +371,8 @@ fn killed_keeper() {
         bench.restart();
         let record = bench.records()[0];
         assert_eq!((record.trigger, record.leases, record.remaining), (Trigger::KeeperStart, 1, 0));
+        bench.stop();
+        assert!(groups(&bench.node_dir()).is_empty(), "{:?}", groups(&bench.node_dir()));
     }
 }
 
@@ -405,7 +409,7 @@ fn deaf_agent() {
 
 fn prolog_and_epilog() {
     for isolation in ["auto", "namespace", "single"] {
-        let bench = Bench::start_with(isolation, 0, "");
+        let bench = Bench::start_with(isolation, 0, 1);
         let worker = bench.leased();
         worker.ask("spin");
         signal(worker.process.pid, Signal::SIGSTOP);
@@ -429,6 +433,29 @@ fn prolog_and_epilog() {
         bench.grant(2, LONG);
         bench.lease(2, 2, LONG);
     }
+}
+
+/// Killed threads of the idle class must get the CPU from threads that want all of it.
+fn busy_node() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let bench = Bench::start_with("auto", 0, 4);
+    bench.grant(1, LONG);
+    let workers: Vec<_> = (1..=8).map(|lease| bench.lease(lease, 1, LONG)).collect();
+    workers.iter().for_each(|worker| drop(worker.ask("spin")));
+    let over = AtomicBool::new(false);
+    let answer = std::thread::scope(|scope| {
+        for _ in 0..32 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        let answer = hook(&bench, HookKind::Prolog, 3);
+        over.store(true, Ordering::Relaxed);
+        answer
+    });
+    assert_eq!((answer.leases, answer.remaining), (8, 0), "{:?}", answer.steps_us);
 }
 
 fn newer_grant() {
@@ -483,7 +510,7 @@ fn dead_pool() {
 }
 
 fn burst() {
-    let bench = Bench::start_with("auto", 0, "");
+    let bench = Bench::start_with("auto", 0, 1);
     bench.grant(1, LONG);
     const LEASES: u64 = 20;
     (1..=LEASES).for_each(|lease| bench.order(Bench::wanted(lease, 1, 0, LONG)));
@@ -501,7 +528,7 @@ fn burst() {
 
 fn orderly_end() {
     for isolation in ["auto", "namespace", "single"] {
-        let mut bench = Bench::start_with(isolation, 0, "");
+        let mut bench = Bench::start_with(isolation, 0, 1);
         let worker = bench.leased();
         let agent = process(bench.agent_pid);
         let pool = until("the pool is filled", || {
@@ -559,7 +586,7 @@ fn leftovers() {
 }
 
 fn open_directory() {
-    let bench = Bench::prepare("auto", 0, "");
+    let bench = Bench::prepare("auto", 0, 1);
     fs::create_dir(bench.node_dir()).unwrap();
     fs::set_permissions(bench.node_dir(), fs::Permissions::from_mode(0o777)).unwrap();
     let keeper = bench.command().output().unwrap();
@@ -568,7 +595,7 @@ fn open_directory() {
 }
 
 fn without_root() {
-    let mut bench = Bench::start_with("auto", NOBODY, "");
+    let mut bench = Bench::start_with("auto", NOBODY, 1);
     bench.grant(1, LONG);
     assert_eq!(refused(&bench, Bench::wanted(1, 1, 0, LONG)), StartRefusal::Identity, "not root's");
     assert_eq!(
@@ -579,7 +606,7 @@ fn without_root() {
     let worker = bench.lease(1, 1, LONG);
     assert_eq!(worker.ask("fork"), "EPERM");
     assert_eq!(worker.ask(&format!("reserve {}", 1u64 << 30)), "false", "RLIMIT_DATA");
-    assert_eq!(worker.ask(&format!("reserve {}", 200 << 20)), "true");
+    assert_eq!(worker.ask(&format!("reserve {}", 40 << 20)), "true");
     bench.order(Order::Stop { lease_id: 1 });
     assert_eq!(gone(&bench, 1), End::Stopped);
     let worker = bench.lease(2, 1, LONG);

@@ -72,6 +72,7 @@ impl Alone<'_> {
             keeper.kill();
             processes.push(keeper);
         }
+        processes.iter().for_each(Held::hurry);
         if processes.is_empty() && group.as_deref().is_none_or(is_empty) {
             return None;
         }

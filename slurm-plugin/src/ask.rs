@@ -43,9 +43,9 @@ impl fmt::Display for Asked {
             }
             Self::NoKeeper => f.write_str("does not run"),
             Self::Late => f.write_str("did not answer in time"),
-            Self::Refused => {
-                f.write_str("is of another version: install hook and executor of one release")
-            }
+            Self::Refused => f.write_str(
+                "closed the connection: it ended, or is of another release than this hook",
+            ),
             Self::Failed(error) => write!(f, "cannot be asked ({error})"),
         }
     }

@@ -11,6 +11,8 @@ use std::{
     io::{self, Read, Write as _},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -18,6 +20,10 @@ use nix::{
     sys::stat::{Mode, mkdirat},
     unistd::{UnlinkatFlags, unlinkat},
 };
+
+/// How long the groups of a killed keeper may take to be empty.
+const LEFTOVERS_BOUND: Duration = Duration::from_secs(1);
+const LEFTOVERS_LOOK: Duration = Duration::from_millis(5);
 
 /// A short file name on the stack.
 pub(super) struct Name {
@@ -173,12 +179,32 @@ impl Hierarchy {
         Ok(())
     }
 
-    /// Removes the node's groups, which must be empty. The keeper's own, if it has one, goes with its manager's.
-    pub(super) fn remove_all(&self) {
-        for path in [self.v2.as_ref().map(|v2| &v2.1), self.memory.as_ref().map(|memory| &memory.1)]
-        {
-            path.map(fs::remove_dir);
+    /// Removes the workers' groups that a killed keeper left. Its processes are dead, but may still be on their way out:
+    /// waits for that, within a bound.
+    pub(super) fn remove_leftovers(&self) {
+        let until = Instant::now() + LEFTOVERS_BOUND;
+        while self.remove_some() > 0 && Instant::now() < until {
+            thread::sleep(LEFTOVERS_LOOK);
         }
+    }
+
+    /// Removes the workers' groups that are empty; returns how many are not.
+    fn remove_some(&self) -> usize {
+        let entries = self.paths().filter_map(|path| fs::read_dir(path).ok()).flatten();
+        let groups = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+        groups.filter(|group| fs::remove_dir(group).is_err()).count()
+    }
+
+    fn paths(&self) -> impl Iterator<Item = &Path> {
+        let v2 = self.v2.as_ref().map(|(_, path)| path.as_path());
+        v2.into_iter().chain(self.memory.as_ref().map(|(_, path, _)| path.as_path()))
+    }
+
+    /// Removes the node's groups, which must be empty. The keeper's own, if it has one, goes with its manager's.
+    /// Those of the last keeper too that were not empty yet when this one started.
+    pub(super) fn remove_all(&self) {
+        self.remove_leftovers();
+        self.paths().for_each(|path| drop(fs::remove_dir(path)));
     }
 }
 

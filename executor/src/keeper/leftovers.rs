@@ -7,7 +7,6 @@ use std::{
     fs,
     os::{fd::AsFd, unix::ffi::OsStrExt},
     path::Path,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -24,7 +23,6 @@ use crate::sys::{self, Waits};
 
 /// How long the sweep waits for what it kills.
 const BOUND: Duration = Duration::from_secs(2);
-const LOOK: Duration = Duration::from_millis(5);
 
 /// Kills what is left. Returns the record of it, if there was anything.
 pub(super) fn sweep(run_dir: &Path, boot_id: [u8; 16]) -> Option<VacateRecord> {
@@ -41,9 +39,6 @@ pub(super) fn sweep(run_dir: &Path, boot_id: [u8; 16]) -> Option<VacateRecord> {
     let killed = entries.iter().filter(|entry| kill(entry.process)).count() as u32;
     let kill_us = since();
     let remaining = entries.iter().filter(|entry| !wait_gone(entry.process, until)).count() as u32;
-    if let Some(group) = group {
-        empty(group, until);
-    }
     let gone_us = since();
     let leases = entries.iter().filter(|entry| entry.lease_id != 0).count() as u32;
     (!entries.is_empty()).then(|| VacateRecord {
@@ -73,7 +68,11 @@ fn lives(process: Process) -> bool {
 /// is killed.
 fn kill(process: Process) -> bool {
     let Ok(pidfd) = sys::pidfd_open(process.pid) else { return false };
-    lives(process) && sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL).is_ok()
+    let killed = lives(process) && sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL).is_ok();
+    if let (true, Ok(proc_dir)) = (killed, fs::File::open("/proc")) {
+        sys::hurry(proc_dir.as_fd(), process.pid);
+    }
+    killed
 }
 
 fn wait_gone(process: Process, until: Instant) -> bool {
@@ -86,17 +85,4 @@ fn wait_gone(process: Process, until: Instant) -> bool {
         let _ = waits.wait(Some(left.as_nanos() as u64));
     }
     !lives(process)
-}
-
-/// Removes the workers' groups below `group`.
-fn empty(group: &Path, until: Instant) {
-    loop {
-        let entries = fs::read_dir(group).into_iter().flatten().flatten();
-        let groups = entries.map(|entry| entry.path()).filter(|path| path.is_dir());
-        let left = groups.filter(|path| fs::remove_dir(path).is_err()).count();
-        if left == 0 || Instant::now() >= until {
-            return;
-        }
-        thread::sleep(LOOK);
-    }
 }

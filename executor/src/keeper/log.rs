@@ -32,9 +32,10 @@ pub(super) fn say(text: fmt::Arguments<'_>) {
     let _ = write!(line, "gleaner-keeper[{}]: {text}", std::process::id());
     line.bytes[line.len] = b'\n';
     let mut out = std::io::stderr().lock();
-    let mut fds = [PollFd::new(out.as_fd(), PollFlags::POLLOUT)];
-    let writable = poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0);
-    drop(fds);
+    let writable = {
+        let mut fds = [PollFd::new(out.as_fd(), PollFlags::POLLOUT)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    };
     if writable {
         // Shorter than PIPE_BUF: a pipe that is writable takes it whole.
         let _ = out.write_all(&line.bytes[..=line.len]);

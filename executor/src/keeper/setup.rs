@@ -79,6 +79,7 @@ pub(super) fn prepare(arguments: &Arguments) -> Result<Ready, KeeperError> {
     let boot_id = step("read the boot id", boot_id())?;
     let left = leftovers::sweep(&run_dir, boot_id);
     let hierarchy = Hierarchy::find(&group_name(&run_dir), arguments.isolation == Isolation::Auto);
+    hierarchy.remove_leftovers();
     let bond = bond(&hierarchy, arguments.isolation, root);
     let limitations = limitations(&hierarchy, bond, root);
     let table = Table::create(&run_dir, boot_id, hierarchy.kill_path());
@@ -198,13 +199,13 @@ fn limitations(hierarchy: &Hierarchy, bond: Bond, root: bool) -> Vec<String> {
     if !hierarchy.limits_memory() {
         list.push("no own memory cgroup: memory is limited by RLIMIT_DATA only".to_owned());
     }
-    if root {
-        if let Err(error) = sys::lock_memory() {
-            list.push(format!("no locked memory ({error}): the keeper may be paged out"));
-        }
+    if root && let Err(error) = sys::lock_memory() {
+        list.push(format!("no locked memory ({error}): the keeper may be paged out"));
     }
     if let Err(error) = sys::become_realtime() {
-        list.push(format!("no real-time priority ({error}): a busy node may delay the keeper"));
+        list.push(format!(
+            "no real-time priority ({error}): a busy node may delay the keeper and its workers' end"
+        ));
     }
     list
 }

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::OwnedFd,
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::{FileExt, OpenOptionsExt},
     },
     path::Path,
@@ -50,6 +50,11 @@ impl Table {
     pub(super) fn set(&mut self, index: usize, worker: Option<(Process, u64)>) -> io::Result<()> {
         let (process, lease_id) = worker.unwrap_or_default();
         self.put(&Entry { process, lease_id }.encode(), Entry::offset(index))
+    }
+
+    /// `/proc`, held open.
+    pub(super) fn proc_dir(&self) -> BorrowedFd<'_> {
+        self.proc_dir.as_fd()
     }
 
     /// The process that has this pid now.

@@ -318,25 +318,22 @@ impl Workers {
     /// Kills every worker.
     pub(super) fn kill_all(&mut self, end: End) {
         let at_once = self.hierarchy.kill_all();
-        for index in 0..self.slots.len() {
-            if at_once {
-                self.slots[index].note_kill(end);
-            } else if self.slots[index].state != State::Empty {
-                self.kill(index, end);
+        for slot in &mut self.slots {
+            slot.note_kill(end);
+            if !at_once {
+                slot.kill();
             }
+        }
+        for slot in &self.slots {
+            slot.hurry(&self.table);
         }
     }
 
     fn kill(&mut self, index: usize, end: End) {
         let slot = &mut self.slots[index];
         slot.note_kill(end);
-        if slot.group.as_ref().is_some_and(Group::kill) {
-            return;
-        }
-        if let Some(pidfd) = &slot.pidfd {
-            // A child that is not reaped yet: the one error left is that it is dead.
-            let _ = sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
-        }
+        slot.kill();
+        slot.hurry(&self.table);
     }
 
     /// A child was reaped; false if it was none of the workers.
@@ -393,6 +390,7 @@ impl Workers {
 
     /// The groups go with the keeper.
     pub(super) fn remove_groups(&self) {
+        self.hierarchy.remove_leftovers();
         self.hierarchy.remove_all();
     }
 }
@@ -417,6 +415,21 @@ impl Slot {
     fn note_kill(&mut self, end: End) {
         if !matches!(self.state, State::Empty | State::Ended { .. }) {
             self.killed.get_or_insert(end);
+        }
+    }
+
+    /// Kills its processes. A child that is not reaped yet: the one error there can be is that it is dead.
+    fn kill(&self) {
+        let at_once = self.group.as_ref().is_some_and(Group::kill);
+        if let (false, Some(pidfd)) = (at_once, &self.pidfd) {
+            let _ = sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
+        }
+    }
+
+    /// Lets the killed process die now: in the idle class it would do so when the node's own work leaves it a moment.
+    fn hurry(&self, table: &Table) {
+        if self.pidfd.is_some() {
+            sys::hurry(table.proc_dir(), self.process.pid);
         }
     }
 

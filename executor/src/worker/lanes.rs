@@ -13,6 +13,7 @@ use super::{
     mailbox::{Full, Mail, Receiver, Sender, mailbox},
     tune::STACK_BYTES,
 };
+use crate::sys;
 
 /// All lanes, by number.
 pub(super) struct Lanes {
@@ -59,7 +60,8 @@ fn start(number: u16, core: u16) -> io::Result<(Sender, thread::JoinHandle<()>)>
     let body = move || {
         let ready = pin(core).and_then(|()| fault::use_own_stack());
         let serves = ready.is_ok();
-        if tell.send(ready).is_ok() && serves {
+        // Idle only now: on a busy node the start would otherwise wait for a moment that nobody else wants.
+        if tell.send(ready).is_ok() && serves && sys::become_idle().is_ok() {
             serve(number, receiver);
         }
     };

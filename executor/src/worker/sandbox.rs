@@ -1,8 +1,8 @@
 //! Confines a worker: called once by the worker's `run`, before any foreign byte is loaded.
 //!
 //! ```text
-//!   wait for Become → groups, gid, uid → dies with the keeper → limits, SCHED_IDLE
-//!        → the worker starts its threads → no new privileges, filter on all threads → Confined
+//!   wait for Become → groups, gid, uid → dies with the keeper → limits → the worker starts its threads
+//!        → no new privileges, filter on all threads → Confined → SCHED_IDLE
 //! ```
 //!
 //! The process was started by the keeper with an empty environment, in its own cgroup. After [`enter`] it can run threads,
@@ -128,7 +128,7 @@ impl SandboxError {
 /// Waits for the keeper's word on `keeper`, confines this process, and tells the keeper. The process must have one thread.
 ///
 /// `prepare` runs as the lease's user, before the filter: threads are started and pinned there, since afterwards no thread
-/// may choose its CPU. No foreign code may run in it. On an error the keeper has been told; exit.
+/// may choose its CPU. Each ends its own start with [`sys::become_idle`]. No foreign code may run in it. On an error the keeper has been told; exit.
 pub fn enter<T>(
     keeper: OwnedFd,
     prepare: impl FnOnce(&Become) -> io::Result<T>,
@@ -142,6 +142,8 @@ pub fn enter<T>(
     let told = sys::send_with_fd(keeper.as_fd(), &confined.encode(), None);
     let value = result?;
     step(Step::Answer, told)?;
+    // The last step: on a busy node a thread of the idle class may not run for seconds, and the keeper waits no longer.
+    step(Step::Idle, sys::become_idle())?;
     Ok(value)
 }
 
@@ -155,7 +157,6 @@ fn confine<T>(
     tie_to_keeper(keeper)?;
     step(Step::Hide, prctl::set_dumpable(false))?;
     limit(&lease)?;
-    step(Step::Idle, sys::become_idle())?;
     leave_streams()?;
     let prepared = step(Step::Prepare, prepare(&lease))?;
     filter::apply(&programs)?;

@@ -9,6 +9,7 @@ pub(crate) mod raw;
 use std::{
     fs,
     net::SocketAddr,
+    os::fd::AsFd,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -17,6 +18,7 @@ use std::{
 use ed25519_dalek::SigningKey;
 use gleaner::{Client, Library, Options, Request};
 use gleaner_config::Config;
+use gleaner_executor::board::{Board, Phase};
 use gleaner_identity::Auth;
 use gleaner_proto::{
     v1,
@@ -153,6 +155,20 @@ impl Service {
         entries(&table).filter(|entry| entry.lease_id != 0 && lives(entry.process)).count()
     }
 
+    /// Waits until a call runs on a node: until some lease's board says that one was started.
+    pub(crate) fn wait_started(&self, node: &str) {
+        let index = self.nodes.iter().position(|known| known == node).unwrap();
+        wait_until(format!("a call runs on {node}"), PATIENCE, || {
+            let agents = self.children(index, "agent");
+            let boards = agents.iter().flat_map(|agent| boards(*agent));
+            boards.into_iter().any(|board| {
+                (0..board.shape().sessions).any(|session| {
+                    board.session_states(session).any(|(_, slot)| slot.phase == Phase::Started)
+                })
+            })
+        });
+    }
+
     /// Waits until this lease has ended, and returns how.
     pub(crate) fn wait_for_end(&self, lease: u64) -> v1::LeaseEnded {
         wait_until(format!("lease {lease} has ended"), PATIENCE, || {
@@ -205,6 +221,21 @@ pub(crate) fn request() -> Request {
 pub(crate) fn functions() -> Library {
     let own = std::env::current_exe().unwrap();
     Library::from_file(own.parent().unwrap().join("libgleaner_test_functions.so")).unwrap()
+}
+
+/// The boards of an agent's leases, as its workers see them.
+fn boards(agent: i32) -> Vec<Board> {
+    let descriptors = fs::read_dir(format!("/proc/{agent}/fd")).into_iter().flatten().flatten();
+    descriptors
+        .filter(|entry| {
+            let target = fs::read_link(entry.path()).unwrap_or_default();
+            target.to_string_lossy().starts_with("/memfd:gleaner-board")
+        })
+        .filter_map(|entry| {
+            let file = fs::OpenOptions::new().read(true).write(true).open(entry.path()).ok()?;
+            Board::open(file.as_fd()).ok()
+        })
+        .collect()
 }
 
 /// A key pair of a test's own.

@@ -48,7 +48,7 @@ pub(crate) const NODE: &str = "n1";
 /// The user of leases that are not root's.
 pub(crate) const NOBODY: u32 = 65534;
 /// Far longer than anything here takes.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 const BRIDGE: &str = "GLEANER_TEST_BRIDGE";
 const LOOK: Duration = Duration::from_millis(2);
@@ -163,18 +163,18 @@ pub(crate) struct Bench {
 impl Bench {
     /// A keeper with the best isolation there is, as this user.
     pub(crate) fn start() -> Self {
-        Self::start_with("auto", 0, "")
+        Self::start_with("auto", 0, 1)
     }
 
-    /// A keeper; `more` is added to `[executor]`.
-    pub(crate) fn start_with(isolation: &'static str, user: u32, more: &str) -> Self {
-        let mut bench = Self::prepare(isolation, user, more);
+    /// A keeper with that many workers started in advance.
+    pub(crate) fn start_with(isolation: &'static str, user: u32, pool: u32) -> Self {
+        let mut bench = Self::prepare(isolation, user, pool);
         bench.restart();
         bench
     }
 
     /// Everything but the keeper.
-    pub(crate) fn prepare(isolation: &'static str, user: u32, more: &str) -> Self {
+    pub(crate) fn prepare(isolation: &'static str, user: u32, pool: u32) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let run_dir = dir.path().join("run");
@@ -182,7 +182,7 @@ impl Bench {
         std::os::unix::fs::chown(&run_dir, Some(user), Some(user)).unwrap();
         let text = format!(
             "[executor]\nrun_dir = {run_dir:?}\nuser = \"nobody\"\nworker_user = \"nobody\"\n\
-             cores = 64\nmemory = \"8GiB\"\npool = 1\n{more}\n[policy]\ngrant_ttl = \"60s\"\n"
+             cores = 64\nmemory = \"8GiB\"\npool = {pool}\n[policy]\ngrant_ttl = \"600s\"\n"
         );
         fs::write(dir.path().join("gleaner.toml"), text).unwrap();
         let bridge = seqpacket();
@@ -259,7 +259,7 @@ impl Bench {
         self.order(Order::Grant { epoch, until_ns });
     }
 
-    /// The order for a lease of one core and 256 MiB, for `ttl` from now.
+    /// The order for a lease of one core and 64 MiB, for `ttl` from now.
     pub(crate) fn wanted(lease_id: u64, epoch: u64, uid: u32, ttl: Duration) -> Order {
         let deadline_ns = sys::boottime_ns() + ttl.as_nanos() as u64;
         Order::Start {
@@ -268,7 +268,7 @@ impl Bench {
             uid,
             gid: uid,
             cores: 1,
-            memory_bytes: 256 << 20,
+            memory_bytes: 64 << 20,
             deadline_ns,
         }
     }
@@ -286,8 +286,8 @@ impl Bench {
 
     /// Epoch 1 and lease 1, both for longer than any test.
     pub(crate) fn leased(&self) -> worker::Remote {
-        self.grant(1, Duration::from_secs(60));
-        self.lease(1, 1, Duration::from_secs(60))
+        self.grant(1, Duration::from_secs(600));
+        self.lease(1, 1, Duration::from_secs(600))
     }
 
     /// The workers that the keeper's table names now.

@@ -147,6 +147,10 @@ fn attempt(verb: &str, number: i64) -> String {
             "deathsig" => i64::from(libc::prctl(libc::PR_SET_PDEATHSIG, 0)),
             "dumpable" => i64::from(libc::prctl(libc::PR_SET_DUMPABLE, 1)),
             "priority" => i64::from(libc::setpriority(libc::PRIO_PROCESS, 0, 0)),
+            "class" => {
+                let parameter: libc::sched_param = std::mem::zeroed();
+                i64::from(libc::sched_setscheduler(0, libc::SCHED_OTHER, &parameter))
+            }
             "affinity" => libc::syscall(libc::SYS_sched_setaffinity, 0, 0, 0),
             "raise-limit" => {
                 let limit = libc::rlimit { rlim_cur: 1, rlim_max: 1 };
