@@ -11,12 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .map(|name| format!("gleaner/v1/{name}.proto"));
     let descriptors = protox::compile(files, ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    fs::write(
-        out.join("gleaner.bin"),
-        protox::prost::Message::encode_to_vec(&descriptors),
-    )?;
-    tonic_prost_build::configure()
-        .bytes(".")
-        .compile_fds(descriptors)?;
+    fs::write(out.join("gleaner.bin"), protox::prost::Message::encode_to_vec(&descriptors))?;
+    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! What the benchmarks share: pinning, latencies, and the file that the figures go to.
 //!
-//! Each benchmark is one question in `benches/`, with its raw baseline in the same run: same cores, same payload, every
+//! Each benchmark is one question in `questions/`, with its raw baseline in the same run: same cores, same payload, every
 //! byte touched on both sides. Figures are written, never asserted.
 
 use std::{fs, path::Path, time::Duration};

@@ -33,10 +33,7 @@ pub fn lane_digest(
     lane: u32,
 ) -> [u8; 32] {
     let (session, lane) = (session.to_le_bytes(), lane.to_le_bytes());
-    digest(
-        b"gleaner lane 1",
-        &[client_nonce, executor_nonce, &session, &lane],
-    )
+    digest(b"gleaner lane 1", &[client_nonce, executor_nonce, &session, &lane])
 }
 
 /// SHA-256 over a purpose and length-prefixed parts: no two lists of parts give the same bytes.

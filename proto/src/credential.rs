@@ -11,10 +11,7 @@ pub const CREDENTIAL_KEY: &str = "gleaner-credential";
 
 /// The bytes that a caller's credential carries for `request` of `method` (as in `Leases/Acquire`).
 pub fn request_digest(method: &str, request: &impl Message) -> [u8; 32] {
-    digest(
-        b"gleaner request 1",
-        &[method.as_bytes(), &request.encode_to_vec()],
-    )
+    digest(b"gleaner request 1", &[method.as_bytes(), &request.encode_to_vec()])
 }
 
 /// The bytes that the harvester's credential carries for its reply to the request with that digest.

@@ -40,11 +40,7 @@ pub struct Incoming<M> {
 impl<M: Message + Default> Incoming<M> {
     /// Nothing has arrived.
     pub fn new() -> Self {
-        Self {
-            bytes: Vec::new(),
-            taken: 0,
-            message: PhantomData,
-        }
+        Self { bytes: Vec::new(), taken: 0, message: PhantomData }
     }
 
     /// Appends what was read from the stream. Take every message before the next read, else this grows.
@@ -92,9 +88,7 @@ mod tests {
     use crate::v1::{Renew, ToAgent, to_agent};
 
     fn renew(ttl_ms: u64) -> ToAgent {
-        ToAgent {
-            message: Some(to_agent::Message::Renew(Renew { ttl_ms })),
-        }
+        ToAgent { message: Some(to_agent::Message::Renew(Renew { ttl_ms })) }
     }
 
     #[test]

@@ -201,10 +201,7 @@ impl Immediate {
 
     /// Unpacks it; every value is one.
     pub fn decode(raw: u32) -> Self {
-        Self {
-            block: raw >> 8,
-            generation: raw as u8,
-        }
+        Self { block: raw >> 8, generation: raw as u8 }
     }
 }
 

@@ -114,12 +114,7 @@ impl HookAnswer {
             leases: word(bytes, 12),
             processes: word(bytes, 16),
             remaining: word(bytes, 20),
-            steps_us: [
-                word(bytes, 24),
-                word(bytes, 28),
-                word(bytes, 32),
-                word(bytes, 36),
-            ],
+            steps_us: [word(bytes, 24), word(bytes, 28), word(bytes, 32), word(bytes, 36)],
         })
     }
 }

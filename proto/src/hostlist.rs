@@ -31,9 +31,8 @@ pub fn expand(text: &str) -> Result<Vec<NodeName>, BadHostlist> {
         let mut prefixes = vec![String::new()];
         let mut rest = item;
         while let Some((literal, after)) = rest.split_once('[') {
-            let (ranges, after) = after
-                .split_once(']')
-                .ok_or_else(|| BadHostlist::Bracket(item.into()))?;
+            let (ranges, after) =
+                after.split_once(']').ok_or_else(|| BadHostlist::Bracket(item.into()))?;
             let numbers = expand_ranges(ranges)?;
             if prefixes.len().saturating_mul(numbers.len()) + names.len() > HOSTLIST_MAX {
                 return Err(BadHostlist::TooLong);
@@ -56,10 +55,8 @@ pub fn expand(text: &str) -> Result<Vec<NodeName>, BadHostlist> {
 
 /// The shortest hostlist of these names: sorted, ranges folded over the trailing number.
 pub fn compress<'a>(names: impl IntoIterator<Item = &'a NodeName>) -> String {
-    let names: BTreeSet<(&str, usize, Option<u64>)> = names
-        .into_iter()
-        .map(|name| split_number(name.as_str()))
-        .collect();
+    let names: BTreeSet<(&str, usize, Option<u64>)> =
+        names.into_iter().map(|name| split_number(name.as_str())).collect();
     let mut items: Vec<String> = Vec::new();
     let mut names = names.into_iter().peekable();
     while let Some((prefix, width, number)) = names.next() {
@@ -117,10 +114,8 @@ fn expand_ranges(ranges: &str) -> Result<Vec<String>, BadHostlist> {
             return Err(bad());
         }
         let width = low.len();
-        let (low, high): (u64, u64) = (
-            low.parse().map_err(|_| bad())?,
-            high.parse().map_err(|_| bad())?,
-        );
+        let (low, high): (u64, u64) =
+            (low.parse().map_err(|_| bad())?, high.parse().map_err(|_| bad())?);
         if low > high {
             return Err(bad());
         }
@@ -140,33 +135,20 @@ fn split_number(name: &str) -> (&str, usize, Option<u64>) {
     let digits = name.len() - name.trim_end_matches(|c: char| c.is_ascii_digit()).len();
     let (prefix, number) = name.split_at(name.len() - digits);
     match number.parse() {
-        Ok(value) if digits <= 18 => (
-            prefix,
-            if number.starts_with('0') && digits > 1 {
-                digits
-            } else {
-                0
-            },
-            Some(value),
-        ),
+        Ok(value) if digits <= 18 => {
+            (prefix, if number.starts_with('0') && digits > 1 { digits } else { 0 }, Some(value))
+        }
         _ => (name, 0, None),
     }
 }
 
 fn format_ranges(prefix: &str, width: usize, ranges: &[(u64, u64)]) -> String {
     let range = |&(low, high): &(u64, u64)| {
-        if low == high {
-            format!("{low:0width$}")
-        } else {
-            format!("{low:0width$}-{high:0width$}")
-        }
+        if low == high { format!("{low:0width$}") } else { format!("{low:0width$}-{high:0width$}") }
     };
     match ranges {
         [(low, high)] if low == high => format!("{prefix}{low:0width$}"),
-        _ => format!(
-            "{prefix}[{}]",
-            ranges.iter().map(range).collect::<Vec<_>>().join(",")
-        ),
+        _ => format!("{prefix}[{}]", ranges.iter().map(range).collect::<Vec<_>>().join(",")),
     }
 }
 
@@ -177,36 +159,20 @@ mod tests {
     use super::*;
 
     fn texts(list: &str) -> Vec<String> {
-        expand(list)
-            .unwrap()
-            .iter()
-            .map(ToString::to_string)
-            .collect()
+        expand(list).unwrap().iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn expands_as_scontrol_show_hostnames_does() {
         assert_eq!(texts("n[1-3,07],login"), ["n1", "n2", "n3", "n07", "login"]);
-        assert_eq!(
-            texts("r[1-2]n[08-10]"),
-            ["r1n08", "r1n09", "r1n10", "r2n08", "r2n09", "r2n10"]
-        );
+        assert_eq!(texts("r[1-2]n[08-10]"), ["r1n08", "r1n09", "r1n10", "r2n08", "r2n09", "r2n10"]);
         assert!(texts("").is_empty());
     }
 
     #[test]
     fn refuses_what_is_no_list() {
-        for bad in [
-            "n[1",
-            "n1]",
-            "n[[1]]",
-            "n[3-1]",
-            "n[a]",
-            "n[]",
-            "n[1-]",
-            "n[0-999999]",
-            "a b",
-        ] {
+        for bad in ["n[1", "n1]", "n[[1]]", "n[3-1]", "n[a]", "n[]", "n[1-]", "n[0-999999]", "a b"]
+        {
             assert!(expand(bad).is_err(), "{bad}");
         }
     }

@@ -55,10 +55,7 @@ impl NodeName {
     /// Takes letters, digits, `-`, `_` and `.`, which also makes the name safe as one path component.
     pub fn new(text: &str) -> Result<Self, BadNodeName> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-        let starts_plain = text
-            .bytes()
-            .next()
-            .is_some_and(|byte| byte.is_ascii_alphanumeric());
+        let starts_plain = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
         if starts_plain && text.len() <= NODE_NAME_MAX && text.bytes().all(plain) {
             Ok(Self(text.to_owned()))
         } else {

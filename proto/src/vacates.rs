@@ -96,16 +96,9 @@ impl VacateRecord {
         out[48..56].copy_from_slice(&self.memory_bytes.to_le_bytes());
         out[56..64].copy_from_slice(&self.stamp_ns.to_le_bytes());
         out[64..72].copy_from_slice(&self.unix_ms.to_le_bytes());
-        let counts = [
-            self.job_id,
-            self.job_uid,
-            self.leases,
-            self.processes,
-            self.remaining,
-        ];
-        for (word, value) in out[72..112]
-            .chunks_exact_mut(4)
-            .zip(counts.iter().chain(&self.steps_us))
+        let counts = [self.job_id, self.job_uid, self.leases, self.processes, self.remaining];
+        for (word, value) in
+            out[72..112].chunks_exact_mut(4).zip(counts.iter().chain(&self.steps_us))
         {
             word.copy_from_slice(&value.to_le_bytes());
         }
@@ -149,12 +142,10 @@ impl VacateRecord {
 /// whole one yet. Skips what a killed writer left half-written.
 pub fn next_record(bytes: &[u8]) -> Option<(VacateRecord, usize)> {
     let windows = bytes.windows(VACATE_LEN).enumerate();
-    windows
-        .filter(|(_, window)| window.starts_with(&MAGIC))
-        .find_map(|(at, window)| {
-            let record = VacateRecord::decode(window.try_into().ok()?)?;
-            Some((record, at + VACATE_LEN))
-        })
+    windows.filter(|(_, window)| window.starts_with(&MAGIC)).find_map(|(at, window)| {
+        let record = VacateRecord::decode(window.try_into().ok()?)?;
+        Some((record, at + VACATE_LEN))
+    })
 }
 
 /// FNV-1a: finds a record that was cut short, defends against nothing else.

@@ -70,15 +70,8 @@ impl Head {
         boot_id.copy_from_slice(&bytes[8..24]);
         let mut cgroup = [0; CGROUP_PATH_MAX];
         cgroup.copy_from_slice(&bytes[CGROUP_AT..]);
-        let keeper = Process {
-            pid: long(bytes, 24) as u32,
-            start: long(bytes, 32),
-        };
-        Some(Self {
-            boot_id,
-            keeper,
-            cgroup,
-        })
+        let keeper = Process { pid: long(bytes, 24) as u32, start: long(bytes, 32) };
+        Some(Self { boot_id, keeper, cgroup })
     }
 
     /// The cgroup's path without its padding; empty if there is none.
@@ -107,28 +100,18 @@ impl Entry {
 /// The entries of a table that name a process.
 pub fn entries(table: &[u8]) -> impl Iterator<Item = Entry> {
     let rest = table.get(HEAD_LEN..).unwrap_or_default();
-    rest.chunks_exact(ENTRY_LEN)
-        .take(WORKERS_MAX)
-        .filter_map(|bytes| {
-            let pid = u32::try_from(long(bytes, 0)).ok().filter(|&pid| pid > 1)?;
-            let process = Process {
-                pid,
-                start: long(bytes, 8),
-            };
-            Some(Entry {
-                process,
-                lease_id: long(bytes, 16),
-            })
-        })
+    rest.chunks_exact(ENTRY_LEN).take(WORKERS_MAX).filter_map(|bytes| {
+        let pid = u32::try_from(long(bytes, 0)).ok().filter(|&pid| pid > 1)?;
+        let process = Process { pid, start: long(bytes, 8) };
+        Some(Entry { process, lease_id: long(bytes, 16) })
+    })
 }
 
 /// The start time in the text of `/proc/PID/stat`, and the process's state letter. The command may hold anything.
 pub fn parse_stat(stat: &[u8]) -> Option<(u8, u64)> {
     let after = stat.iter().rposition(|&byte| byte == b')')? + 1;
-    let mut fields = stat
-        .get(after..)?
-        .split(|&byte| byte == b' ')
-        .filter(|field| !field.is_empty());
+    let mut fields =
+        stat.get(after..)?.split(|&byte| byte == b' ').filter(|field| !field.is_empty());
     let state = *fields.next()?.first()?;
     let start = fields.nth(18)?;
     Some((state, std::str::from_utf8(start).ok()?.parse().ok()?))
@@ -148,15 +131,8 @@ mod tests {
     fn a_table_reads_back() {
         let mut cgroup = [0; CGROUP_PATH_MAX];
         cgroup[..4].copy_from_slice(b"/a/b");
-        let head = Head {
-            boot_id: [1; 16],
-            keeper: Process { pid: 5, start: 6 },
-            cgroup,
-        };
-        let entry = Entry {
-            process: Process { pid: 7, start: 8 },
-            lease_id: 9,
-        };
+        let head = Head { boot_id: [1; 16], keeper: Process { pid: 5, start: 6 }, cgroup };
+        let entry = Entry { process: Process { pid: 7, start: 8 }, lease_id: 9 };
         let mut table = vec![0; TABLE_LEN];
         table[..HEAD_LEN].copy_from_slice(&head.encode());
         let at = Entry::offset(3) as usize;

@@ -190,7 +190,7 @@ async fn greet<S: Stream>(stream: &mut S, shared: &Shared) -> Result<Greeted, Re
     match hello.purpose {
         Some(Purpose::Attach(wanted)) => {
             let joined = ask(shared, |reply| Input::Attach { wanted, proved, reply }).await?;
-            let attached = from_agent::Message::Attached(joined.attached.clone());
+            let attached = from_agent::Message::Attached(joined.attached);
             // The session exists from here on: whatever fails, its end is told by `serve`.
             if write(stream, attached).await.is_err() {
                 let _ = shared.inputs.send(Input::SessionClosed { id: joined.id }).await;

@@ -31,12 +31,12 @@ impl Node {
                 drop(reply.send(Registering { stamp_ns, resume_epoch, last_term, hold_job_id }));
             }
             FromUplink::Registered { registered, key, stream, taken } => {
-                let Registered { grant_epoch, term, heartbeat_ms, .. } = registered;
+                let Registered { grant_epoch, term, heartbeat_ms, .. } = *registered;
                 let known = self.holder.registered(now, Epoch(grant_epoch), Term(term));
                 if let Err(error) = &known {
                     warn!("{error}");
                 } else {
-                    self.harvester = Some(key);
+                    self.harvester = Some(*key);
                     // The harvester has just begun this epoch: it knows that those before are over.
                     let _ = self.holder.take_vacated();
                     self.reports.connected(stream, Duration::from_millis(heartbeat_ms), now);

@@ -13,7 +13,10 @@ use tokio::sync::mpsc;
 use super::{
     admission::Waiter,
     functions::Functions,
-    tune::{CANCEL_GRACE_MAX, CANCELS_MAX, SESSION_QUEUE_MAX, SESSION_SLOTS_MAX, WINDOW_MAX},
+    tune::{
+        CANCEL_GRACE_MAX, CANCEL_LOOK, CANCELS_MAX, SESSION_QUEUE_MAX, SESSION_SLOTS_MAX,
+        WINDOW_MAX,
+    },
 };
 use crate::{
     board::{Board, BoardError, Phase, Place, Shape},
@@ -40,10 +43,12 @@ pub(super) struct Worker {
     pub(super) socket: Arc<OwnedFd>,
 }
 
-/// A cancelled call, and when its grace is over.
+/// A cancelled call, and when it is looked at: at the end of its grace, then less and less often. A worker that was not
+/// running may still start it, having looked at its cancel word before it was set.
 #[derive(Debug, Clone, Copy)]
 struct Cancelled {
     at: Stamp,
+    again: Duration,
     place: Place,
     invocation: u64,
 }
@@ -67,6 +72,8 @@ pub(super) struct Lease {
     pub(super) orphan_since: Option<Stamp>,
     /// Why it is ending, once it is.
     pub(super) ending: Option<(EndReason, String)>,
+    /// The worker's socket is closed: until when the keeper's word on its death is awaited.
+    pub(super) lost: Option<(Stamp, String)>,
     /// When a worker that was asked to finish is stopped.
     pub(super) stop_at: Option<Stamp>,
     cancels: Vec<Cancelled>,
@@ -108,6 +115,7 @@ impl Lease {
             functions: Functions::default(),
             orphan_since: None,
             ending: None,
+            lost: None,
             stop_at: None,
             cancels: Vec::new(),
             overran: None,
@@ -253,7 +261,8 @@ impl Lease {
         if self.cancels.len() < CANCELS_MAX {
             let grace = Duration::from_millis(cancel.grace_ms).min(CANCEL_GRACE_MAX);
             let invocation = cancel.invocation;
-            self.cancels.push(Cancelled { at: now.after(grace), place, invocation });
+            let (at, again) = (now.after(grace), CANCEL_LOOK);
+            self.cancels.push(Cancelled { at, again, place, invocation });
         }
     }
 
@@ -262,19 +271,27 @@ impl Lease {
         self.cancels.iter().map(|cancelled| cancelled.at).min()
     }
 
-    /// True if a cancelled call still runs at the end of its grace: only its worker's end can stop it.
+    /// True if a cancelled call still runs after its grace: only its worker's end can stop it.
     pub(super) fn overrun(&mut self, now: Stamp) -> bool {
         let board = &self.board;
-        let runs = |cancelled: &Cancelled| {
-            let state = board.slot(cancelled.place).map(|slot| slot.state());
-            state.is_some_and(|state| {
-                state.phase == Phase::Started && state.invocation == cancelled.invocation
-            })
-        };
-        let over = self.cancels.iter().find(|cancelled| cancelled.at <= now && runs(cancelled));
-        self.overran = over.map(|cancelled| (cancelled.place, cancelled.invocation));
-        self.cancels.retain(|cancelled| cancelled.at > now);
-        self.overran.is_some()
+        let mut overran = None;
+        self.cancels.retain_mut(|cancelled| {
+            let Cancelled { at, again, place, invocation } = *cancelled;
+            if at > now {
+                return true;
+            }
+            let state = board.slot(place).map(|slot| slot.state());
+            let Some(state) = state else { return false };
+            let same = state.invocation == invocation;
+            if same && state.phase == Phase::Started {
+                overran = Some((place, invocation));
+            }
+            *cancelled = Cancelled { at: now.after(again), again: again * 2, place, invocation };
+            // Later than this one, or ended: it will not start any more.
+            state.invocation < invocation || state.phase == Phase::Idle
+        });
+        self.overran = self.overran.or(overran);
+        overran.is_some()
     }
 
     /// In words, how the worker ended, from its own record and the keeper's.

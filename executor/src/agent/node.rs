@@ -38,7 +38,7 @@ use super::{
     lease::{Lease, Worker},
     meter::{self, Kernel},
     report::Reports,
-    tune::{FINISH_GRACE, ORPHAN_GRACE},
+    tune::{FINISH_GRACE, LOST_GRACE, ORPHAN_GRACE},
     uplink::FromUplink,
     workers,
 };
@@ -168,7 +168,7 @@ impl Node {
             self.stop(stop);
         }
         let mut answers = Answers::new();
-        let mut over = Vec::new();
+        let mut over: Vec<(LeaseId, EndReason, String)> = Vec::new();
         let mut stops = Vec::new();
         for (id, lease) in &mut self.leases {
             answers.extend(lease.functions.overdue(now));
@@ -176,12 +176,15 @@ impl Node {
                 over.push((
                     *id,
                     EndReason::WorkerFailed,
-                    "a cancelled call did not end in its grace",
+                    "a cancelled call did not end in its grace".into(),
                 ));
             }
             if lease.orphan_since.is_some_and(|since| since.after(ORPHAN_GRACE) <= now) {
                 lease.orphan_since = None;
-                over.push((*id, EndReason::Released, "its client went away"));
+                over.push((*id, EndReason::Released, "its client went away".into()));
+            }
+            if let Some((_, why)) = lease.lost.take_if(|(at, _)| *at <= now) {
+                over.push((*id, EndReason::WorkerFailed, why));
             }
             if lease.stop_at.is_some_and(|at| at <= now) {
                 lease.stop_at = None;
@@ -189,7 +192,7 @@ impl Node {
             }
         }
         answers.into_iter().for_each(|(session, answer)| self.answer(session, answer));
-        over.into_iter().for_each(|(lease, reason, detail)| self.end_lease(lease, reason, detail));
+        over.into_iter().for_each(|(lease, reason, detail)| self.end_lease(lease, reason, &detail));
         stops.into_iter().for_each(|order| self.order(order));
         if let Some(epoch) = self.holder.take_vacated() {
             self.reports.epoch_over(epoch, now);
@@ -200,7 +203,8 @@ impl Node {
     fn next_wake(&self) -> Instant {
         let leases = self.leases.values().flat_map(|lease| {
             let orphan = lease.orphan_since.map(|since| since.after(ORPHAN_GRACE));
-            [lease.next_cancel(), lease.functions.next_overdue(), orphan, lease.stop_at]
+            let lost = lease.lost.as_ref().map(|(at, _)| *at);
+            [lease.next_cancel(), lease.functions.next_overdue(), orphan, lost, lease.stop_at]
         });
         let known = [self.holder.next_deadline(), Some(self.reports.next_due())];
         let next = leases.chain(known).flatten().min().unwrap_or_default();
@@ -240,12 +244,15 @@ impl Node {
         }
     }
 
-    /// A session of this lease's, or the agent itself, cannot reach the worker.
+    /// The worker cannot be reached. The keeper's `Gone` tells how it died, unless it lives and only does not answer.
     pub(super) fn worker_lost(&mut self, lease: LeaseId, why: &str) {
-        if self.leases.get(&lease).is_some_and(|held| held.ending.is_none()) {
+        if let Some(held) = self.leases.get_mut(&lease)
+            && held.ending.is_none()
+            && held.lost.is_none()
+        {
             warn!(%lease, why, "worker lost");
-            // The keeper's `Gone` tells how it died, unless it lives and only does not answer.
-            self.holder.end(lease, EndReason::WorkerFailed);
+            held.board.fence();
+            held.lost = Some((clock::now().after(LOST_GRACE), why.to_owned()));
         }
     }
 

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use gleaner_lease::{clock::Stamp, holder::Holder, state::EndReason};
@@ -216,21 +216,13 @@ fn usage(lease: &Lease, now: Stamp) -> v1::Usage {
     meter::usage(lease.claims.cores, now.since(lease.since), kernel, claims)
 }
 
-/// An epoch's end at which there was nothing to clear.
+/// An epoch's end at which there was nothing to clear: no vacate, hence no record's id.
 fn unrecorded(epoch: Epoch, now: Stamp) -> v1::Vacated {
-    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let mut record_id = [0; 16];
-    // Without randomness the epoch and the stamp still name it.
-    if getrandom::fill(&mut record_id).is_err() {
-        record_id[..8].copy_from_slice(&epoch.0.to_le_bytes());
-        record_id[8..].copy_from_slice(&now.0.to_le_bytes());
-    }
     v1::Vacated {
         trigger: v1::Trigger::GrantEnd as i32,
         grant_epoch: epoch.0,
         stamp_ns: now.0,
-        unix_ms: unix.as_millis() as i64,
-        record_id: record_id.to_vec().into(),
+        record_id: vec![0; 16].into(),
         steps: Some(v1::StepTimes::default()),
         ..Default::default()
     }

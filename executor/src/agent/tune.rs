@@ -28,6 +28,10 @@ pub(super) const ORPHAN_GRACE: Duration = Duration::from_secs(2);
 pub(super) const FINISH_GRACE: Duration = Duration::from_millis(100);
 /// Longest grace that a cancelled call is left.
 pub(super) const CANCEL_GRACE_MAX: Duration = Duration::from_secs(3600);
+/// First pause between two looks at a cancelled call that was not running at the end of its grace.
+pub(super) const CANCEL_LOOK: Duration = Duration::from_millis(10);
+/// How long the keeper's word is awaited on a worker that closed its socket.
+pub(super) const LOST_GRACE: Duration = Duration::from_millis(200);
 /// Calls of one lease that wait for the end of their grace.
 pub(super) const CANCELS_MAX: usize = 4096;
 /// First and longest wait before the harvester is dialled again.

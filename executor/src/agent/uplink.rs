@@ -35,8 +35,8 @@ pub(super) enum FromUplink {
     Registering(oneshot::Sender<Registering>),
     /// The harvester took it, and has proved who it is. The node may still refuse.
     Registered {
-        registered: Registered,
-        key: VerifyingKey,
+        registered: Box<Registered>,
+        key: Box<VerifyingKey>,
         stream: mpsc::Sender<FromExecutor>,
         taken: oneshot::Sender<bool>,
     },
@@ -219,6 +219,7 @@ impl Uplink {
         let key = key.try_into().ok().and_then(|key| VerifyingKey::from_bytes(key).ok());
         let key = key.ok_or_else(|| impostor("its public key is none".into()))?;
         let (taken, answer) = oneshot::channel();
+        let (registered, key) = (Box::new(registered), Box::new(key));
         self.tell(FromUplink::Registered { registered, key, stream, taken }).await?;
         match answer.await {
             Ok(true) => Ok(()),

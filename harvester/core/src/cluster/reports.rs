@@ -12,6 +12,9 @@ use crate::{
     record::{JobRecord, Record},
 };
 
+/// The record id of an epoch's end that found nothing to clear: it frees the node's slices, and is no vacate.
+const NOTHING_CLEARED: [u8; 16] = [0; 16];
+
 impl Core {
     pub(super) fn on_report(
         &mut self,
@@ -121,6 +124,9 @@ impl Core {
         let knows = self.nodes.get(name).is_some_and(|node| node.holds.knows(job));
         if prolog && recent && !knows {
             self.job_starting(turn, name, job);
+        }
+        if vacated.record_id == NOTHING_CLEARED {
+            return;
         }
         if epoch > Epoch(0) && !self.vacates_seen.contains(&vacated.record_id) {
             if self.vacates_seen.len() == VACATES_REMEMBERED {

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use gleaner_harvester_core::{
     Effect, Event, Policy,
-    event::{AdminCommand, Trigger},
+    event::{AdminCommand, ExecutorEvent, Trigger, Vacated},
     picture::JobView,
     policy::Mode,
 };
-use gleaner_lease::state::EndReason;
-use gleaner_proto::ids::{Epoch, JobId};
+use gleaner_lease::{clock::Stamp, state::EndReason};
+use gleaner_proto::ids::{Epoch, JobId, Uid};
 
 use crate::world::{World, grant, name, policy, vacate};
 
@@ -50,6 +50,27 @@ fn a_grant_that_crossed_a_prolog_on_its_way_is_taken_back() {
     let epoch = world.executors[&name("n1")].epoch;
     let effects = world.starting("n1", 9);
     assert_eq!(vacate(&effects, "n1"), Some((epoch, EndReason::BatchJob)));
+}
+
+#[test]
+fn an_epoch_that_ended_with_nothing_to_clear_is_no_vacate() {
+    let mut world = World::granted(&["n1"]);
+    let epoch = world.executors[&name("n1")].epoch;
+    let nothing = Vacated {
+        record_id: [0; 16],
+        trigger: Trigger::GrantEnd,
+        epoch,
+        job: JobId(0),
+        job_uid: Uid(0),
+        leases: 0,
+        processes: 0,
+        memory_bytes: 0,
+        steps: Default::default(),
+        stamp: Stamp(1),
+        unix_ms: 0,
+    };
+    world.report("n1", ExecutorEvent::Vacated(nothing));
+    assert_eq!(world.core.status(world.now).vacates, 0);
 }
 
 #[test]

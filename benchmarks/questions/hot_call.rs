@@ -47,7 +47,6 @@ fn main() -> Result<()> {
         let name = format!("hot tcp call, {payload} B");
         figures.push(Figure::new(name, &called, "busy-polled socket", &raw));
     }
-    drop(echo);
     pool.release()?;
     publish(&figures, Path::new("target/bench/hot_call.json"))
 }
