@@ -59,21 +59,7 @@ impl Pool {
 
     /// A function of a library, uploaded where it is not yet and opened on every node of the pool, later ones too.
     pub fn function(&self, library: &Library, name: &str) -> Result<Function<'_>, FunctionError> {
-        let mut calls = self.calls();
-        let index = calls.functions.len() as u32;
-        let mut local = None;
-        if calls.relocation.local {
-            local = Some(LocalFunction::open(library, name).map_err(|message| {
-                FunctionError::Refused { name: name.into(), node: "this process".into(), message }
-            })?);
-        }
-        for session in 0..calls.sessions.len() {
-            calls.open_function(session, library, name)?;
-        }
-        if calls.live() == 0 && !calls.relocation.local {
-            return Err(FunctionError::NoLease("every lease of the pool was evicted".into()));
-        }
-        calls.functions.push(Opened { library: library.clone(), name: name.into(), local });
+        let index = self.calls().open(library, name)?;
         Ok(Function::new(self, index))
     }
 
@@ -132,6 +118,41 @@ impl Drop for Pool {
 }
 
 impl Calls {
+    /// Opens a function on every lease, and waits for a lease if there is none now. Returns its number in the pool.
+    fn open(&mut self, library: &Library, name: &str) -> Result<u32, FunctionError> {
+        let same = |known: &Opened| known.name == name && known.library.hash() == library.hash();
+        if let Some(known) = self.functions.iter().position(same) {
+            return Ok(known as u32);
+        }
+        let index = self.functions.len();
+        let until = Instant::now() + self.request.patience;
+        let mut local = None;
+        loop {
+            self.await_lease(until);
+            if self.relocation.local {
+                local = Some(LocalFunction::open(library, name).map_err(|message| {
+                    let (name, node) = (name.into(), "this process".into());
+                    FunctionError::Refused { name, node, message }
+                })?);
+            }
+            for session in 0..self.sessions.len() {
+                if let Err(error) = self.open_function(session, library, name) {
+                    let open = self.sessions.iter_mut().flatten();
+                    open.for_each(|open| open.functions.truncate(index));
+                    return Err(error);
+                }
+            }
+            if self.live() > 0 || self.relocation.local {
+                break;
+            }
+            if Instant::now() >= until {
+                return Err(FunctionError::NoLease(self.relocation.why().to_owned()));
+            }
+        }
+        self.functions.push(Opened { library: library.clone(), name: name.into(), local });
+        Ok(index as u32)
+    }
+
     /// Opens a function in one session. A session that is lost meanwhile is replaced later, like any other.
     fn open_function(
         &mut self,

@@ -51,6 +51,11 @@ impl Relocation {
         }
     }
 
+    /// Why the last attempt failed.
+    pub(crate) fn why(&self) -> &str {
+        &self.why
+    }
+
     fn failed(&mut self, now: Instant, why: String) {
         self.why = why;
         self.next = now + self.backoff;
@@ -107,6 +112,19 @@ impl Calls {
         }
         if self.live() == 0 && since.elapsed() >= self.request.patience {
             self.give_up();
+        }
+    }
+
+    /// Waits until there is a lease, or calls run in this process, or it is too late.
+    pub(crate) fn await_lease(&mut self, until: Instant) {
+        loop {
+            let now = Instant::now();
+            self.service(now);
+            if self.live() > 0 || self.relocation.local || now >= until {
+                return;
+            }
+            let next = self.relocation.next.min(until);
+            std::thread::sleep(next.saturating_duration_since(now).max(RELOCATE_BACKOFF.0));
         }
     }
 

@@ -1,4 +1,5 @@
 //! Calls, end to end: client, agent, keeper and worker are the real ones, the harvester is as small as can be.
+#![allow(clippy::unwrap_used)] // helpers of tests are tests too
 
 mod service;
 

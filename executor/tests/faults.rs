@@ -1,4 +1,5 @@
 //! What goes wrong on a node, and what is left of it: nothing, and a clear word to everybody.
+#![allow(clippy::unwrap_used)] // helpers of tests are tests too
 
 mod service;
 
