@@ -47,7 +47,7 @@ fn payloads_from_nothing_to_the_arena_and_no_further() {
     for len in [0usize, 1, 4000, 4096, 1 << 20, 64 << 20] {
         let input: Vec<u8> = {
             let mut bytes = vec![7; len];
-            bytes.iter_mut().step_by(4093).zip(0u8..).for_each(|(byte, n)| *byte = n);
+            bytes.iter_mut().step_by(4093).zip((0..=255).cycle()).for_each(|(byte, n)| *byte = n);
             bytes
         };
         let reply = echo.clone().reply_capacity(len as u32).invoke(&input).unwrap();

@@ -1,4 +1,5 @@
 //! The keeper, its workers' sandbox and every way in which they end: real processes, as root and as a plain user.
+#![allow(clippy::unwrap_used)] // helpers of tests are tests too
 
 mod support;
 

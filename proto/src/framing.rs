@@ -102,7 +102,7 @@ mod tests {
         #[test]
         fn messages_come_back_however_the_stream_is_cut(ttls in prop::collection::vec(any::<u64>(), 0..20), cut in 1usize..40) {
             let stream: Vec<u8> = ttls.iter().flat_map(|ttl| encode(&renew(*ttl))).collect();
-            let mut incoming = Incoming::new();
+            let mut incoming = Incoming::<ToAgent>::new();
             let mut seen = Vec::new();
             for piece in stream.chunks(cut) {
                 incoming.push(piece);

@@ -1,6 +1,8 @@
 //! The hook's program against every keeper that it may meet: a live one, none, a stopped one, a full socket, another
 //! version. It must always exit 0 within its bound, and nothing of Gleaner may run afterwards.
 
+#![allow(clippy::unwrap_used)] // the shared support code too is a test's
+
 #[path = "../../executor/tests/support/mod.rs"]
 mod support;
 

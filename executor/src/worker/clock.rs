@@ -77,6 +77,6 @@ mod tests {
         assert!(own.abs_diff(system) < system / 20, "{own} for {system} ns");
         let back = clock.ns(clock.ticks(1_000_000_000));
         assert!(back.abs_diff(1_000_000_000) < 1000, "{back}");
-        assert_eq!(clock.ticks(u64::MAX), u64::MAX.min(clock.ticks(u64::MAX)));
+        assert!(clock.ticks(u64::MAX) >= clock.ticks(1_000_000_000), "it saturates");
     }
 }

@@ -121,8 +121,8 @@ mod tests {
     /// Any shared object of this machine: one that this very test is linked with.
     fn library() -> Vec<u8> {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-        let path = maps.lines().filter_map(|line| line.split_whitespace().nth(5));
-        std::fs::read(path.filter(|path| path.contains("libc.so")).next().unwrap()).unwrap()
+        let mut paths = maps.lines().filter_map(|line| line.split_whitespace().nth(5));
+        std::fs::read(paths.find(|path| path.contains("libc.so")).unwrap()).unwrap()
     }
 
     #[test]

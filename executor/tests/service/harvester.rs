@@ -37,7 +37,7 @@ use tonic::{Request as Call, Response, Status, Streaming};
 
 /// How often executors send heartbeats, and how long their grants last without.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(50);
-pub(crate) const GRANT_TTL: Duration = Duration::from_secs(2);
+pub(crate) const GRANT_TTL: Duration = Duration::from_secs(5);
 
 type Reply = Result<ToExecutor, Status>;
 
