@@ -326,3 +326,48 @@ impl From<Unanswered> for Status {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use prost::Message;
+
+    use super::*;
+
+    fn anybody() -> Identity {
+        Identity { uid: Uid(1), gid: 1, user: "ada".into() }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn any_message_is_taken_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..64), tag in 1_u8..9) {
+            // A field's tag and length before random bytes reaches deeper than random bytes alone.
+            let mut inner = vec![tag << 3 | 2, bytes.len() as u8];
+            inner.extend(&bytes);
+            for bytes in [&bytes, &inner] {
+                if let Ok(message) = v1::FromExecutor::decode(bytes.as_slice()) {
+                    let _ = from_executor(message, Conn(1));
+                }
+                if let Ok(register) = v1::Register::decode(bytes.as_slice()) {
+                    let _ = join(register, Conn(1), 0, true);
+                }
+                if let Ok(request) = v1::AcquireRequest::decode(bytes.as_slice()) {
+                    let _ = acquire(request, anybody());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_field_that_is_wrong_is_named() {
+        let request = v1::AcquireRequest {
+            request_id: vec![0; 16].into(),
+            client_public_key: vec![0; 31].into(),
+            ..v1::AcquireRequest::default()
+        };
+        let status = acquire(request, anybody()).err().unwrap();
+        assert!(status.message().contains("client_public_key: 31 bytes, it has 32"), "{status}");
+    }
+}
