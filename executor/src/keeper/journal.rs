@@ -113,3 +113,57 @@ impl Appender {
         self.journal.write_all(&record.encode())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use gleaner_proto::vacates::Trigger;
+
+    use super::*;
+
+    fn record(job_id: u32) -> VacateRecord {
+        VacateRecord {
+            id: [job_id as u8; 16],
+            trigger: Trigger::Prolog,
+            epoch: 1,
+            job_id,
+            job_uid: 0,
+            leases: 0,
+            processes: 0,
+            remaining: 0,
+            memory_bytes: 0,
+            steps_us: [0; 5],
+            stamp_ns: 0,
+            unix_ms: 0,
+            boot_id: [0; 16],
+        }
+    }
+
+    fn jobs(reader: &Reader) -> Vec<u32> {
+        let records = reader.unacknowledged().unwrap();
+        records.iter().map(|journalled| journalled.record.job_id).collect()
+    }
+
+    #[test]
+    fn what_is_not_acknowledged_is_read_again_by_the_next_agent_and_keeper() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut keeper = Appender::open(dir.path()).unwrap();
+        keeper.append(&record(1)).unwrap();
+        keeper.append(&record(2)).unwrap();
+        let agent = Reader::open(dir.path()).unwrap();
+        let first = agent.unacknowledged().unwrap()[0];
+        agent.acknowledge(first.position).unwrap();
+        assert_eq!(jobs(&agent), [2]);
+        drop((keeper, agent));
+        let mut keeper = Appender::open(dir.path()).unwrap();
+        // A writer that was killed in the middle of its record.
+        keeper.journal.write_all(&record(3).encode()[..50]).unwrap();
+        keeper.append(&record(4)).unwrap();
+        let agent = Reader::open(dir.path()).unwrap();
+        assert_eq!(jobs(&agent), [2, 4]);
+        let last = agent.unacknowledged().unwrap()[1];
+        agent.acknowledge(last.position).unwrap();
+        assert!(jobs(&agent).is_empty());
+        let _keeper = Appender::open(dir.path()).unwrap();
+        assert_eq!(dir.path().join(VACATES_FILE).metadata().unwrap().len(), 0, "emptied");
+    }
+}
