@@ -79,6 +79,8 @@ pub(crate) const FOLLOW_UPS: [Duration; 6] = [
 pub(crate) const LOOKS_MAX: usize = 4;
 /// A look's pause is at least this many times what the look took: 5 % of one core at most.
 pub(crate) const LOOK_SHARE: u32 = 19;
+/// And at most this long, however slow Slurm answered: a cluster that is not looked at is not harvested.
+pub(crate) const LOOK_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// The same while following a change, for a short time: a fifth of one core.
 pub(crate) const LOOK_SHARE_FOLLOWING: u32 = 4;
 /// What a look may take beyond the bound that Slurm's readers keep.

@@ -41,6 +41,9 @@ const STOP_BOUND: Duration = Duration::from_secs(10);
 /// How long the command may take for one answer.
 const COMMAND_BOUND: Duration = Duration::from_secs(15);
 
+/// The hook's bound in tests: the longest that it takes.
+const HOOK_BOUND_MS: u64 = 1_000;
+
 /// Why the service did not come up, or could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
@@ -194,7 +197,8 @@ impl Service {
     #[track_caller]
     pub fn with_nodes(nodes: u16) -> Builder {
         let hook = Programs::find().unwrap_or_else(|error| panic!("{error}")).path("gleaner-hook");
-        let cluster = Cluster::builder().nodes(nodes).cpus(2).hook(hook).start();
+        let cluster =
+            Cluster::builder().nodes(nodes).cpus(2).hook(hook).hook_bound_ms(HOOK_BOUND_MS).start();
         Self::on(cluster.unwrap_or_else(|error| panic!("{error}")))
     }
 

@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::{
     slurm::Slurm,
-    tune::{FOLLOW_UPS, LOOK_GRACE, LOOK_SHARE, LOOK_SHARE_FOLLOWING},
+    tune::{FOLLOW_UPS, LOOK_GRACE, LOOK_PAUSE_MAX, LOOK_SHARE, LOOK_SHARE_FOLLOWING},
 };
 
 /// The operator's knobs, which may change while the daemon runs.
@@ -55,7 +55,7 @@ impl<S: Slurm> Looker<S> {
             }
             let pause = match FOLLOW_UPS.get(follow_up) {
                 Some(pause) => (*pause).max(seen.took * LOOK_SHARE_FOLLOWING),
-                None => self.pace.borrow().period.max(seen.took * LOOK_SHARE),
+                None => self.pace.borrow().period.max((seen.took * LOOK_SHARE).min(LOOK_PAUSE_MAX)),
             };
             follow_up = (follow_up + 1).min(FOLLOW_UPS.len());
             tokio::select! {

@@ -169,7 +169,9 @@ impl Cluster {
         self.write("munge/key", &key, 0o600)?;
         if let Some(program) = &builder.hook {
             let (program, run_dir) = (program.display(), self.run_dir());
-            let script = format!("#!/bin/sh\nexec '{program}' --run-dir '{}'\n", run_dir.display());
+            let bound = builder.hook_bound_ms.map(|ms| format!(" --bound-ms {ms}"));
+            let (run_dir, bound) = (run_dir.display(), bound.unwrap_or_default());
+            let script = format!("#!/bin/sh\nexec '{program}' --run-dir '{run_dir}'{bound}\n");
             let path = hook_script(Path::new(""));
             self.write(&path.to_string_lossy(), script.as_bytes(), 0o755)?;
         }

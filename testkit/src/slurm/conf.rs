@@ -18,6 +18,7 @@ pub struct Builder {
     prolog: Option<PathBuf>,
     epilog: Option<PathBuf>,
     pub(super) hook: Option<PathBuf>,
+    pub(super) hook_bound_ms: Option<u64>,
     extra_conf: String,
 }
 
@@ -32,6 +33,7 @@ impl Default for Builder {
             prolog: None,
             epilog: None,
             hook: None,
+            hook_bound_ms: None,
             extra_conf: String::new(),
         }
     }
@@ -93,6 +95,13 @@ impl Builder {
     /// Gleaner's hook as Prolog and Epilog of all nodes, told the cluster's own [`run_dir`](Cluster::run_dir).
     pub fn hook(mut self, program: impl Into<PathBuf>) -> Self {
         self.hook = Some(program.into());
+        self
+    }
+
+    /// How long the hook may take, where that is not its own default: on a machine that builds meanwhile, a keeper that
+    /// answers late is no fault.
+    pub fn hook_bound_ms(mut self, bound_ms: u64) -> Self {
+        self.hook_bound_ms = Some(bound_ms);
         self
     }
 

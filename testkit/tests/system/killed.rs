@@ -1,7 +1,5 @@
 //! kill -9 of each process at an inconvenient moment: a clear end, nothing lost, nothing left behind.
 
-use std::time::Duration;
-
 use gleaner_testkit::{process, wait_until};
 
 use crate::support::{

@@ -7,7 +7,7 @@ use gleaner_testkit::{Service, wait_until};
 
 use crate::support::{
     BOUND, acquire, assert_call_works, assert_slurm_is_well, client, evictions, for_so_long,
-    function, harvested, node_of, request, vacates, wait_no_leased_worker,
+    function, harvested, node_of, request, vacates, wait_computing, wait_no_leased_worker,
 };
 
 #[test]
@@ -78,10 +78,7 @@ fn a_call_that_is_not_idempotent_is_evicted_once_and_runs_once() {
     let started = spin.submit(&for_so_long(BOUND)).unwrap();
     let waiting = spin.submit(&for_so_long(Duration::from_millis(1))).unwrap();
     let node = node_of(&pool);
-    wait_until("the first call is running", BOUND, || {
-        let _ = waiting.is_done();
-        !service.leased_workers(&node).is_empty()
-    });
+    wait_computing(service.leased_workers(&node)[0]);
     let began = Instant::now();
     let job = service.cluster.allocate(&["--exclusive", "-w", &node, "-t5"]).unwrap();
     let error = started.wait().unwrap_err();
