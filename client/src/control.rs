@@ -148,13 +148,15 @@ impl Control {
         self.socket.as_fd()
     }
 
-    /// The connection itself, once the greeting has made it a lane's. Nothing may be left unread.
+    /// The connection itself, once the greeting has made it a lane's. Nothing may be left unread. A worker that computes
+    /// reads nothing meanwhile, which is no silence: the control stream watches over the node for all lanes.
     pub(crate) fn into_lane(self) -> Result<TcpStream, AttachError> {
-        if self.incoming.is_empty() {
-            Ok(self.socket.into())
-        } else {
-            Err(self.broke("bytes before the first call"))
+        if !self.incoming.is_empty() {
+            return Err(self.broke("bytes before the first call"));
         }
+        setsockopt(&self.socket, sockopt::TcpUserTimeout, &0)
+            .map_err(|error| self.failed("cannot set up the lane to", error.into()))?;
+        Ok(self.socket.into())
     }
 
     /// The error for a peer that does what it must not.

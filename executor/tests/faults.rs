@@ -140,7 +140,6 @@ fn what_a_function_does_to_its_worker_fails_its_own_call_alone() {
         ("eat_memory", "memory"),
     ];
     for (name, said) in died {
-        eprintln!("{name}");
         let function = pool.function(&library, name).unwrap().idempotent(true);
         let error = function.invoke(b"3").unwrap_err();
         let failed = matches!(

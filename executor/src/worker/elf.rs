@@ -86,7 +86,9 @@ fn read<const N: usize>(file: &File, at: u64, short: BadLibrary) -> Result<[u8; 
     let mut bytes = [0; N];
     match file.read_exact_at(&mut bytes, at) {
         Ok(()) => Ok(bytes),
+        // An offset beyond what any file can have is refused as such.
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(short),
+        Err(_) if i64::try_from(at).is_err() => Err(short),
         Err(error) => Err(error.into()),
     }
 }

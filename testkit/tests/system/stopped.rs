@@ -49,7 +49,10 @@ fn the_keeper_is_no_way_around_the_hook() {
     running.wait().unwrap();
     wait_no_leased_worker(&service, &node);
     service.start_executor(&node).unwrap();
-    assert_eq!(service.node(&node).unwrap()["cores_granted"], 0, "granted beside the job");
+    wait_until("the old grant is known to be over", BOUND, || {
+        service.node(&node).unwrap()["cores_granted"] == 0
+    });
+    assert_eq!(service.cluster.job_state(job).as_deref(), Some("RUNNING"));
     service.cluster.scancel(job).unwrap();
     service.wait_harvested(2, BOUND);
     wait_until("the vacate is in the report", BOUND, || {
