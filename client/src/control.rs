@@ -1,4 +1,4 @@
-//! The client's end of a connection to an executor's agent: greeting, then framed messages (`docs/adr/0003-control-streams.md`).
+//! The client's end of a connection to an executor's agent: greeting, then framed messages (`docs/src/adr/0003-control-streams.md`).
 //!
 //! Used by [`crate::session`] for the control stream and for each lane's greeting. Every wait has a bound; a look never
 //! waits.

@@ -1,4 +1,4 @@
-//! Who is calling: munge, loaded at run time, and the single-user mode (`docs/adr/0001-identity-and-token.md`).
+//! Who is calling: munge, loaded at run time, and the single-user mode (`docs/src/adr/0001-identity-and-token.md`).
 //!
 //! The harvester, the executor's agent, the client and the CLI load one [`Authority`] at start. It signs digests
 //! (`gleaner_proto::credential`) into credentials and tells whose credential it was handed. Every call is synchronous

@@ -1,7 +1,7 @@
 //! The control stream's framing: u32 little-endian length, then one protobuf message.
 //!
 //! A stream of its own and not gRPC, since a client that waits hot looks at it without blocking every millisecond
-//! (`docs/adr/0003-control-streams.md`).
+//! (`docs/src/adr/0003-control-streams.md`).
 
 /// Longest frame either side takes, in bytes. Uploads travel in chunks below it.
 pub const CONTROL_FRAME_MAX: usize = 1 << 20;

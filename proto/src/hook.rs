@@ -1,7 +1,7 @@
 //! The hook's message: what the Prolog or Epilog helper and the keeper say to each other, once, on the node.
 //!
 //! Fixed 64-byte records over a Unix seqpacket socket: the keeper parses nothing larger, and neither side allocates.
-//! The reasons are in `docs/adr/0005-hook-message.md`.
+//! The reasons are in `docs/src/adr/0005-hook-message.md`.
 
 /// Bytes of a message and of an answer.
 pub const HOOK_LEN: usize = 64;
