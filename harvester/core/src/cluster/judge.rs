@@ -138,8 +138,11 @@ impl Core {
         name: &NodeName,
         node: &Node,
     ) -> Result<(), Why> {
+        let seen = self.slurm.asked.filter(|_| self.slurm.fresh(now, &self.policy));
         if !node.opted_in {
-            return Err(if node.view.is_some() { Why::NotOffered } else { Why::Unknown });
+            // Right after a restart nothing of Slurm is known, which is no reason to leave a node.
+            let unknown = if seen.is_some() { Why::Unknown } else { Why::Stale };
+            return Err(if node.view.is_some() { Why::NotOffered } else { unknown });
         }
         if self.switched_off.is_some() {
             return Err(Why::Off);
@@ -147,8 +150,7 @@ impl Core {
         if self.drained.contains_key(name) {
             return Err(Why::Drained);
         }
-        let asked =
-            self.slurm.asked.filter(|_| self.slurm.fresh(now, &self.policy)).ok_or(Why::Stale)?;
+        let asked = seen.ok_or(Why::Stale)?;
         slurm_idle(node)?;
         if let Some(job) = node.holds.job() {
             return Err(Why::Held(job));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use gleaner_harvester_core::event::{AdminCommand, Join};
 use gleaner_proto::ids::Term;
 
-use crate::world::{World, grant, name, registered};
+use crate::world::{World, grant, name, registered, vacate};
 
 #[test]
 fn leases_survive_and_their_slices_stay_taken() {
@@ -32,6 +32,27 @@ fn leases_survive_and_their_slices_stay_taken() {
     assert!(world.lease(2, 2).is_err(), "only one core is left");
     let other = world.lease(2, 1).unwrap().remove(0);
     assert!(other.claims.lease > before.claims.lease, "ids are never reused");
+}
+
+#[test]
+fn an_executor_that_comes_back_before_slurm_is_seen_keeps_its_leases() {
+    let mut world = World::granted(&["n1"]);
+    let before = world.lease(1, 3).unwrap().remove(0);
+    let epoch = world.executors[&name("n1")].epoch;
+    world.restart();
+    let join = world.registration("n1");
+    let joined = world.join_as(Join { resume_epoch: epoch, last_term: Term(1), ..join });
+    let report = gleaner_harvester_core::event::LeaseReport {
+        lease: before.claims.lease,
+        usage: Default::default(),
+        expires: before.claims.expires,
+    };
+    let beaten = world.beat_with("n1", &[report]);
+    for effects in [&joined, &beaten] {
+        assert_eq!(vacate(effects, "n1"), None, "nothing of Slurm is known yet");
+    }
+    world.look();
+    assert_eq!(world.core.leases(world.now).len(), 1);
 }
 
 #[test]
