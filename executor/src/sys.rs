@@ -155,8 +155,10 @@ pub fn become_realtime() -> io::Result<()> {
 /// Most threads of one process that [`hurry`] looks at.
 const THREADS_MAX: usize = 4096;
 
-/// Lets every thread of a process that was killed run at once. Threads in the idle class die when they next run, which
-/// on a busy node may be seconds later. Takes an open `/proc`; allocates nothing. Best effort: needs CAP_SYS_NICE.
+/// Lets every thread of a process that was killed run soon. Threads in the idle class die when they next run, which
+/// on a busy node may be seconds later; in the ordinary class they take their turn. Not in a real-time class: a dying
+/// thread that waits there for another that it keeps from running would wait for ever. Takes an open `/proc`; allocates
+/// nothing. Best effort: needs CAP_SYS_NICE.
 pub fn hurry(proc_dir: BorrowedFd<'_>, pid: u32) {
     let mut path = [0u8; 32];
     if write!(&mut path[..31], "{pid}/task").is_err() {
@@ -186,7 +188,7 @@ pub fn hurry(proc_dir: BorrowedFd<'_>, pid: u32) {
         if read <= 0 {
             return;
         }
-        each_thread(&entries[..read as usize], first_in_line);
+        each_thread(&entries[..read as usize], into_ordinary_class);
     }
 }
 
@@ -204,9 +206,9 @@ fn each_thread(mut entries: &[u8], act: impl Fn(libc::pid_t)) {
     }
 }
 
-/// The lowest real-time priority for one thread. One that is gone needs no hurry.
-fn first_in_line(thread: libc::pid_t) {
-    let _ = set_class(thread, libc::SCHED_FIFO, 1);
+/// One that is gone needs no hurry.
+fn into_ordinary_class(thread: libc::pid_t) {
+    let _ = set_class(thread, libc::SCHED_OTHER, 0);
 }
 
 /// Takes a descriptor that this process's parent left open at a fixed number.
@@ -254,25 +256,86 @@ pub struct Ended {
     pub resident_peak_bytes: u64,
 }
 
-/// One child that has ended and was not yet waited for. Never blocks.
-pub fn reap() -> Option<Ended> {
-    let mut status = 0;
-    // SAFETY: all-zero is a valid rusage.
-    let mut usage: libc::rusage = unsafe { mem::zeroed() };
-    // SAFETY: both out-parameters live through the call.
-    let pid = unsafe { libc::wait4(-1, &mut status, libc::WNOHANG, &mut usage) };
-    if pid <= 0 {
+/// Whether this child has ended, all its threads; it stays a zombie until [`reap`]. Never blocks, and touches no lock that
+/// the child may hold.
+pub fn ended(pid: u32, pidfd: BorrowedFd<'_>) -> Option<Ended> {
+    // SAFETY: all-zero is a valid siginfo and a valid rusage.
+    let (mut info, mut usage): (libc::siginfo_t, libc::rusage) = unsafe { mem::zeroed() };
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: both out-parameters live through the call. The system call, since libc's function has no rusage.
+    let asked = unsafe {
+        libc::syscall(
+            libc::SYS_waitid,
+            libc::P_PIDFD,
+            pidfd.as_raw_fd(),
+            &raw mut info,
+            options,
+            &raw mut usage,
+        )
+    };
+    // SAFETY: the call filled both in as SIGCHLD's, or left them zero.
+    let (found, status) = unsafe { (info.si_pid(), info.si_status()) };
+    if asked < 0 || found == 0 {
         return None;
     }
     let nanos =
         |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1000;
+    let exited = info.si_code == libc::CLD_EXITED;
     Some(Ended {
-        pid: pid as u32,
-        exit: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
-        signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
+        pid,
+        exit: exited.then_some(status),
+        signal: (!exited).then_some(status),
         cpu_ns: nanos(usage.ru_utime) + nanos(usage.ru_stime),
         resident_peak_bytes: usage.ru_maxrss as u64 * 1024,
     })
+}
+
+/// Takes a child that has [`ended`] off the kernel's table of processes. May spin in the kernel for as long as another
+/// thread that looks at the same part of `/proc` does not get on: never from a thread in a real-time class.
+pub fn reap(pidfd: BorrowedFd<'_>) {
+    let info = ptr::null_mut::<libc::siginfo_t>();
+    // SAFETY: a null siginfo is allowed.
+    unsafe { libc::waitid(libc::P_PIDFD, pidfd.as_raw_fd() as libc::id_t, info, libc::WEXITED) };
+}
+
+/// A pipe that carries descriptors of this same process from one thread to another: neither end allocates or locks.
+pub fn descriptor_pipe() -> io::Result<(DescriptorSender, DescriptorReceiver)> {
+    let (receiver, sender) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    nix::fcntl::fcntl(&sender, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+    Ok((DescriptorSender(sender), DescriptorReceiver(receiver)))
+}
+
+/// One end of a [`descriptor_pipe`].
+#[derive(Debug)]
+pub struct DescriptorSender(OwnedFd);
+
+/// The other end.
+#[derive(Debug)]
+pub struct DescriptorReceiver(OwnedFd);
+
+impl DescriptorSender {
+    /// Gives a descriptor away. A full pipe closes it.
+    pub fn send(&self, fd: OwnedFd) -> io::Result<()> {
+        nix::unistd::write(&self.0, &fd.as_raw_fd().to_ne_bytes())?;
+        std::mem::forget(fd);
+        Ok(())
+    }
+}
+
+impl DescriptorReceiver {
+    /// Waits for the next one; `None` when the sender is gone.
+    pub fn receive(&self) -> Option<OwnedFd> {
+        let mut number = [0; mem::size_of::<RawFd>()];
+        loop {
+            return match nix::unistd::read(&self.0, &mut number) {
+                // A pipe's short writes are whole.
+                // SAFETY: the sender owned it and forgot it.
+                Ok(4) => Some(unsafe { OwnedFd::from_raw_fd(RawFd::from_ne_bytes(number)) }),
+                Err(nix::errno::Errno::EINTR) => continue,
+                _ => None,
+            };
+        }
+    }
 }
 
 /// A program with its arguments and environment, laid out for `execveat` before the keeper stops allocating.
@@ -337,7 +400,7 @@ struct CloneArgs {
 
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Starts a child that dies with this process. Allocates nothing. The caller must have one thread only.
+/// Starts a child that dies with this thread. Allocates nothing.
 pub fn spawn(start: &Start<'_>) -> io::Result<(u32, OwnedFd)> {
     let mut pidfd: RawFd = -1;
     let mut args = CloneArgs {
@@ -360,7 +423,7 @@ pub fn spawn(start: &Start<'_>) -> io::Result<(u32, OwnedFd)> {
     let pid =
         unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, mem::size_of::<CloneArgs>()) };
     if pid == 0 {
-        // SAFETY: this is the child, with one thread.
+        // SAFETY: this is the child, whose one thread is this one.
         unsafe { child(start, parent) }
     }
     let pid = check(pid as libc::c_int)?;

@@ -3,7 +3,12 @@
 
 mod support;
 
-use std::{fs, os::fd::AsFd, os::unix::fs::PermissionsExt, time::Duration};
+use std::{
+    fs,
+    os::{fd::AsFd, unix::fs::PermissionsExt},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use gleaner_executor::{
     keeper::{
@@ -25,6 +30,8 @@ use support::{Bench, NOBODY, groups, lives, process, signal, until};
 
 const LONG: Duration = Duration::from_secs(600);
 const SHORT: Duration = Duration::from_millis(300);
+/// The bound that the hook's messages name.
+const BOUND_MS: u32 = 1000;
 
 fn main() {
     support::play_role();
@@ -47,6 +54,7 @@ fn main() {
         ("an_agent_that_does_not_read_is_replaced", deaf_agent),
         ("a_prolog_clears_and_holds_until_the_epilog", prolog_and_epilog),
         ("a_busy_node_does_not_keep_the_dead_waiting", busy_node),
+        ("a_dying_worker_that_is_interrupted_does_not_stop_the_keeper", interrupted_deaths),
         ("a_newer_grant_ends_a_hold", newer_grant),
         ("hostile_hook_peers_are_closed", hostile_peers),
         ("a_waiting_worker_that_dies_is_replaced", dead_pool),
@@ -93,7 +101,7 @@ fn refused(bench: &Bench, order: Order) -> StartRefusal {
 /// The hook's message, sent as the hook does.
 fn hook(bench: &Bench, kind: HookKind, job_id: u32) -> HookAnswer {
     let peer = connect(bench);
-    let message = HookMessage { kind, job_id, job_uid: 1000, bound_ms: 1000 };
+    let message = HookMessage { kind, job_id, job_uid: 1000, bound_ms: BOUND_MS };
     sys::send_with_fd(peer.as_fd(), &message.encode(), None).unwrap();
     let mut bytes = [0; 64];
     let len = until("the keeper answers", || sys::recv_with_fd(peer.as_fd(), &mut bytes).ok());
@@ -438,7 +446,6 @@ fn prolog_and_epilog() {
 
 /// Killed threads of the idle class must get the CPU from threads that want all of it.
 fn busy_node() {
-    use std::sync::atomic::{AtomicBool, Ordering};
     let bench = Bench::start_with("auto", 0, 4);
     bench.grant(1, LONG);
     let workers: Vec<_> = (1..=8).map(|lease| bench.lease(lease, 1, LONG)).collect();
@@ -457,6 +464,48 @@ fn busy_node() {
         answer
     });
     assert_eq!((answer.leases, answer.remaining), (8, 0), "{:?}", answer.steps_us);
+}
+
+/// A monitor that looks at `/proc` is interrupted there by the keeper that the workers' end wakes: a keeper that waited for
+/// it in its real-time class would spin for seconds, and for a thread that it hurried into that class for ever.
+fn interrupted_deaths() {
+    let bench = Bench::start_with("auto", 0, 4);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let cpus = std::thread::available_parallelism().unwrap().get();
+        for cpu in 0..cpus {
+            let over = &over;
+            scope.spawn(move || watch_processes(cpu, over));
+        }
+        for round in 1..=100 {
+            bench.grant(round, LONG);
+            let leases = round * 8..round * 8 + 4;
+            let workers: Vec<_> = leases.map(|lease| bench.lease(lease, round, LONG)).collect();
+            workers.iter().for_each(|worker| drop(worker.ask("spin")));
+            let answer = hook(&bench, HookKind::Prolog, round as u32);
+            assert_eq!((answer.leases, answer.remaining), (4, 0), "{round}: {:?}", answer.steps_us);
+            let answered_us = answer.steps_us[3];
+            assert!(answered_us < BOUND_MS * 1000, "{round}: the hook gave up after {BOUND_MS} ms");
+            hook(&bench, HookKind::Epilog, round as u32);
+            bench.find(|notice| {
+                matches!(notice, Notice::JobEvent { ended: true, .. }).then_some(())
+            });
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Reads what there is of all threads, on one CPU.
+fn watch_processes(cpu: usize, over: &AtomicBool) {
+    let mut own = nix::sched::CpuSet::new();
+    own.set(cpu).unwrap();
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &own).unwrap();
+    while !over.load(Ordering::Relaxed) {
+        for process in fs::read_dir("/proc").unwrap().flatten() {
+            let threads = fs::read_dir(process.path().join("task")).into_iter().flatten().flatten();
+            threads.for_each(|thread| drop(fs::read(thread.path().join("stat"))));
+        }
+    }
 }
 
 fn newer_grant() {

@@ -42,13 +42,13 @@ impl Held {
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, libc::SIGKILL, none, 0) };
     }
 
-    /// Lets its threads die at once: in the idle class they would when the node's own work leaves them a moment. The
+    /// Lets its threads die soon: in the idle class they would when the node's own work leaves them a moment. The
     /// process was taken hold of and is not waited for by its stopped or dead keeper: its pid still is its own, or nobody's.
     pub(crate) fn hurry(&self) {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.pid));
         for task in tasks.into_iter().flatten().flatten().take(THREADS_MAX) {
             if let Some(thread) = task.file_name().to_str().and_then(|name| name.parse().ok()) {
-                first_in_line(thread);
+                into_ordinary_class(thread);
             }
         }
     }
@@ -62,11 +62,11 @@ impl Held {
     }
 }
 
-/// The lowest real-time priority for one thread.
-fn first_in_line(thread: libc::pid_t) {
-    let parameter = libc::sched_param { sched_priority: 1 };
+/// Never a real-time class: a dying thread that waits in the kernel for one that it keeps from running would wait for ever.
+fn into_ordinary_class(thread: libc::pid_t) {
+    let parameter = libc::sched_param { sched_priority: 0 };
     // SAFETY: the call reads `parameter` only. A thread that is gone needs no hurry.
-    unsafe { libc::sched_setscheduler(thread, libc::SCHED_FIFO, &parameter) };
+    unsafe { libc::sched_setscheduler(thread, libc::SCHED_OTHER, &parameter) };
 }
 
 fn pidfd_open(pid: u32) -> Option<OwnedFd> {

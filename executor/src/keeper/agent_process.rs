@@ -8,6 +8,7 @@ use std::{
 use super::{
     ipc::{Notice, Order, Socket},
     log::say,
+    reaper::Reaper,
 };
 use crate::sys::{self, Program, Start};
 
@@ -89,9 +90,11 @@ impl AgentProcess {
         self.not_before_ns
     }
 
-    /// A child was reaped; true if it was the agent.
-    pub(super) fn reaped(&mut self, pid: u32, now_ns: u64) -> bool {
-        let Some(live) = self.live.take_if(|live| live.pid == pid) else { return false };
+    /// Notes whether the agent has ended since the last look, and has it reaped.
+    pub(super) fn look(&mut self, reaper: &Reaper, now_ns: u64) -> bool {
+        let has_ended = |live: &mut Live| sys::ended(live.pid, live.pidfd.as_fd()).is_some();
+        let Some(live) = self.live.take_if(has_ended) else { return false };
+        reaper.bury(live.pidfd);
         if now_ns.saturating_sub(live.started_ns) >= WELL_NS {
             self.back_off_ns = BACK_OFF_MIN_NS;
         }

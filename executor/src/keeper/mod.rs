@@ -1,6 +1,7 @@
 //! The keeper: parents the agent and every worker, owns their cgroups and deadlines, and clears the node when asked.
 //!
-//! Single-threaded, with fixed tables, memory locked, in the lowest real-time priority. It reads no network and no format
+//! One thread decides and does, with fixed tables, memory locked, in the lowest real-time priority; a second one, in the
+//! ordinary class, buries the dead. It reads no network and no format
 //! but fixed records, and after its start it neither allocates nor blocks beyond the bound of one vacate. What it may
 //! run, the agent decides within the bounds that the keeper checks; whether the node is vacated, it decides alone.
 //!
@@ -9,7 +10,7 @@
 //!              │  │  │  └ agent_process ── ipc ──▶ agent
 //!              │  │  └ hooks, holds ◀── hook
 //!              │  └ workers ── cgroup, cores, table, handover ──▶ worker
-//!              └ journal, log
+//!              └ journal, log, reaper
 //! ```
 
 mod agent_process;
@@ -22,6 +23,7 @@ pub mod ipc;
 pub mod journal;
 mod leftovers;
 mod log;
+mod reaper;
 mod run;
 mod setup;
 mod table;

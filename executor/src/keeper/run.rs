@@ -30,6 +30,7 @@ use super::{
     ipc::{End, Notice, Order, StartRefusal},
     journal::Appender,
     log::say,
+    reaper::Reaper,
     users::Users,
     vacate::Cause,
     workers::{BECOMING_MAX, Outcome, Refused, Wanted, Workers},
@@ -65,6 +66,7 @@ pub(super) struct Keeper {
     /// When that grant ends; `None` once it was fenced.
     pub(super) until: Option<Stamp>,
     pub(super) signals: SignalFd,
+    pub(super) reaper: Reaper,
     pub(super) stopping: bool,
     /// Its leases are still to be ended.
     pub(super) agent_died: bool,
@@ -93,7 +95,7 @@ impl Keeper {
         }
         self.enforce();
         self.read_signals();
-        self.reap();
+        self.look();
         let restart_ns = self.ensure_agent();
         for _ in 0..ORDERS_A_TURN {
             let Some(order) = self.agent.next_order() else { break };
@@ -171,15 +173,10 @@ impl Keeper {
         }
     }
 
-    /// Waits for the children that have ended, and tells the agent what became of leases.
-    pub(super) fn reap(&mut self) -> Released {
-        while let Some(ended) = sys::reap() {
-            let of_agent = self.agent.reaped(ended.pid, sys::boottime_ns());
-            self.agent_died |= of_agent;
-            if !of_agent {
-                self.workers.reaped(&ended);
-            }
-        }
+    /// Looks for children that have ended, and tells the agent what became of leases.
+    pub(super) fn look(&mut self) -> Released {
+        self.agent_died |= self.agent.look(&self.reaper, sys::boottime_ns());
+        self.workers.look(&self.reaper);
         let mut released = Released::default();
         while let Some(outcome) = self.workers.settle() {
             released.add(&outcome);
@@ -314,12 +311,13 @@ impl Keeper {
 
     fn hook(&mut self, message: &HookMessage, socket: &OwnedFd) {
         let stamp_ns = sys::boottime_ns();
-        let bound_ns = u64::from(message.bound_ms.min(HOOK_BOUND_MS)) * 1_000_000 / 2;
+        let bound_ns = u64::from(message.bound_ms.min(HOOK_BOUND_MS)) * 1_000_000;
         let answer = match message.kind {
             HookKind::Prolog => {
+                // The hook waits for half of its bound: this answer comes before it stops listening.
                 // Before anything is killed: a worker must not be replaced.
                 self.holds.add(message.job_id);
-                self.vacate(Cause::prolog(message, stamp_ns), bound_ns)
+                self.vacate(Cause::prolog(message, stamp_ns), bound_ns * 2 / 5)
             }
             HookKind::Epilog => {
                 self.holds.end(message.job_id);
@@ -346,7 +344,7 @@ impl Keeper {
                 let left_ns = until_ns.saturating_sub(sys::boottime_ns());
                 let _ = waits.wait(Some(left_ns));
                 self.read_signals();
-                self.reap();
+                self.look();
             }
         }
     }

@@ -94,12 +94,12 @@ impl Keeper {
         self.agent.notify(&Notice::Vacated(*record), None);
     }
 
-    /// Reaps until no worker is left; returns the memory that leases gave back and when the last process was gone.
+    /// Looks until no worker is left; returns the memory that leases gave back and when the last process was gone.
     fn wait_for_all(&mut self, stamp_ns: u64, bound_ns: u64) -> (u64, u32) {
         let until_ns = sys::boottime_ns() + bound_ns;
         let mut memory_bytes = 0;
         loop {
-            memory_bytes += self.reap().memory_bytes;
+            memory_bytes += self.look().memory_bytes;
             let now_ns = sys::boottime_ns();
             if self.workers.present() == 0 || now_ns >= until_ns {
                 return (memory_bytes, micros(now_ns - stamp_ns));

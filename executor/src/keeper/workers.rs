@@ -7,7 +7,7 @@
 //!     └──── Outcome ── Ended ◀───────────────────┴────────────────┘
 //! ```
 //!
-//! A place is free again only when its process is reaped and its group is empty. Called by the keeper's loop alone.
+//! A place is free again only when its process has ended and its group is empty. Called by the keeper's loop alone.
 
 use std::{
     io,
@@ -24,6 +24,7 @@ use super::{
     cores::Cores,
     handover::{Become, CONFINED_LEN, Confined},
     ipc::{End, StartRefusal},
+    reaper::Reaper,
     table::Table,
 };
 use crate::sys::{self, Ended, Program, Start};
@@ -82,7 +83,7 @@ enum State {
         until_ns: u64,
     },
     Running,
-    /// Reaped; `served` tells whether the agent was told `Started`.
+    /// All its threads are gone; `served` tells whether the agent was told `Started`.
     Ended {
         ended: EndedHow,
         served: bool,
@@ -336,25 +337,15 @@ impl Workers {
         slot.hurry(&self.table);
     }
 
-    /// A child was reaped; false if it was none of the workers.
-    pub(super) fn reaped(&mut self, ended: &Ended) -> bool {
-        let own = |slot: &Slot| {
-            slot.process.pid == ended.pid
-                && !matches!(slot.state, State::Empty | State::Ended { .. })
-        };
-        let Some(slot) = self.slots.iter_mut().find(|slot| own(slot)) else { return false };
-        let group = slot.group.as_ref();
-        let peak = group.and_then(Group::memory_peak).unwrap_or(ended.resident_peak_bytes);
-        let how = EndedHow {
-            end: slot.killed.unwrap_or_else(|| end_of(ended, group)),
-            cpu_ns: ended.cpu_ns,
-            memory_peak_bytes: peak,
-        };
-        self.waiting_died |= slot.is_waiting();
-        slot.state = State::Ended { ended: how, served: slot.state == State::Running };
-        slot.pidfd = None;
-        slot.handover = None;
-        true
+    /// Notes which workers have ended, and has them reaped.
+    pub(super) fn look(&mut self, reaper: &Reaper) {
+        for slot in &mut self.slots {
+            let Some(pidfd) = &slot.pidfd else { continue };
+            let Some(ended) = sys::ended(slot.process.pid, pidfd.as_fd()) else { continue };
+            self.waiting_died |= slot.is_waiting();
+            slot.end(&ended);
+            slot.pidfd.take().into_iter().for_each(|pidfd| reaper.bury(pidfd));
+        }
     }
 
     /// Frees the places whose group is empty too; returns the outcome of one that had a lease. Call until `None`.
@@ -418,7 +409,7 @@ impl Slot {
         }
     }
 
-    /// Kills its processes. A child that is not reaped yet: the one error there can be is that it is dead.
+    /// Kills its processes: the one error there can be is that they are dead.
     fn kill(&self) {
         let at_once = self.group.as_ref().is_some_and(Group::kill);
         if let (false, Some(pidfd)) = (at_once, &self.pidfd) {
@@ -431,6 +422,18 @@ impl Slot {
         if self.pidfd.is_some() {
             sys::hurry(table.proc_dir(), self.process.pid);
         }
+    }
+
+    fn end(&mut self, ended: &Ended) {
+        let group = self.group.as_ref();
+        let peak = group.and_then(Group::memory_peak).unwrap_or(ended.resident_peak_bytes);
+        let how = EndedHow {
+            end: self.killed.unwrap_or_else(|| end_of(ended, group)),
+            cpu_ns: ended.cpu_ns,
+            memory_peak_bytes: peak,
+        };
+        self.state = State::Ended { ended: how, served: self.state == State::Running };
+        self.handover = None;
     }
 
     /// Limits the group and sends the hand-over.

@@ -4,6 +4,8 @@ use std::{
     ffi::CString,
     io,
     os::fd::{AsFd, OwnedFd},
+    sync::atomic::{AtomicBool, Ordering},
+    thread::{self, Thread},
     time::Duration,
 };
 
@@ -12,10 +14,17 @@ use gleaner_executor::{
     worker::sandbox,
 };
 use gleaner_proto::workers::Process;
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
+};
 
 use super::until;
 
 const TEXT_MAX: usize = 512;
+
+/// Whether the lanes spin.
+static SPIN: AtomicBool = AtomicBool::new(false);
 
 /// The test's end of a worker.
 pub(crate) struct Remote {
@@ -51,9 +60,7 @@ impl Remote {
 pub(crate) fn run() -> ! {
     let keeper = sys::inherited(3).unwrap();
     let agent = sys::inherited(4).unwrap();
-    if sandbox::enter(keeper, |_| Ok(())).is_err() {
-        std::process::exit(1);
-    }
+    let Ok((_, lanes)) = sandbox::enter(keeper, |_| lanes()) else { std::process::exit(1) };
     loop {
         let mut waits = Waits::<1>::default();
         waits.push(agent.as_fd());
@@ -63,12 +70,33 @@ pub(crate) fn run() -> ! {
             Ok((0, _)) => wait_for_ever(),
             Ok((len, _)) => {
                 let text = String::from_utf8_lossy(&bytes[..len]).into_owned();
-                let answer = obey(&text);
+                let answer = obey(&text, &lanes);
                 sys::send_with_fd(agent.as_fd(), answer.as_bytes(), None).unwrap();
             }
             Err(_) => {}
         }
     }
+}
+
+/// A thread for each CPU, tied to it and in the idle class as a real worker's are, that waits to be told to spin.
+fn lanes() -> io::Result<Vec<Thread>> {
+    let cpus = sched_getaffinity(Pid::from_raw(0))?;
+    let lane = |cpu| -> io::Result<Thread> {
+        let mut own = CpuSet::new();
+        own.set(cpu)?;
+        let spawned = thread::Builder::new().spawn(move || {
+            sched_setaffinity(Pid::from_raw(0), &own).unwrap();
+            sys::become_idle().unwrap();
+            while !SPIN.load(Ordering::Relaxed) {
+                thread::park();
+            }
+            loop {
+                std::hint::spin_loop();
+            }
+        });
+        Ok(spawned?.thread().clone())
+    };
+    (0..CpuSet::count()).filter(|&cpu| cpus.is_set(cpu).unwrap_or(false)).map(lane).collect()
 }
 
 /// An agent that closed its end is no reason to go: only the keeper ends a worker.
@@ -78,7 +106,7 @@ fn wait_for_ever() -> ! {
     }
 }
 
-fn obey(text: &str) -> String {
+fn obey(text: &str, lanes: &[Thread]) -> String {
     let mut words = text.split(' ');
     let verb = words.next().unwrap_or_default();
     let number = words.next().and_then(|word| word.parse::<i64>().ok()).unwrap_or(0);
@@ -92,11 +120,8 @@ fn obey(text: &str) -> String {
         }
         "environment" => std::env::vars().count().to_string(),
         "spin" => {
-            std::thread::spawn(|| {
-                loop {
-                    std::hint::spin_loop();
-                }
-            });
+            SPIN.store(true, Ordering::Relaxed);
+            lanes.iter().for_each(Thread::unpark);
             "spins".to_owned()
         }
         "thread" => std::thread::spawn(|| "ran".to_owned()).join().unwrap(),
