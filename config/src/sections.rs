@@ -99,7 +99,7 @@ section! {
         leases_per_user: Option<u32> = None,
         /// Accounts that may lease; empty: all.
         accounts: Vec<String> = Vec::new(),
-        /// Users who may drain, resume and switch off; root always may.
+        /// Users who may drain, resume and switch off; root and the harvester's own user always may.
         admins: Vec<String> = Vec::new(),
     }
 }

@@ -6,7 +6,7 @@ use gleaner_proto::{
     hostlist::{self, BadHostlist},
     ids::Uid,
 };
-use nix::unistd::User;
+use nix::unistd::{User, geteuid};
 
 use crate::tune::PICTURE_AGE_MIN;
 
@@ -35,7 +35,9 @@ pub(crate) fn policy(config: &Config) -> Result<Policy, PolicyError> {
     for list in &set.nodes {
         nodes.extend(hostlist::expand(list)?);
     }
-    let admins = set.admins.iter().map(|user| uid("policy.admins", user).map(Uid));
+    let named = set.admins.iter().map(|user| uid("policy.admins", user).map(Uid));
+    // Who could kill this process may as well ask it to stop: without root that is the one user it serves.
+    let own = std::iter::once(Ok(Uid(geteuid().as_raw())));
     let looks = config.slurm.poll * 3 + config.slurm.timeout;
     Ok(Policy {
         mode: match set.mode {
@@ -54,7 +56,7 @@ pub(crate) fn policy(config: &Config) -> Result<Policy, PolicyError> {
         cores_per_user: set.cores_per_user,
         leases_per_user: set.leases_per_user,
         accounts: set.accounts.iter().cloned().collect(),
-        admins: admins.collect::<Result<_, _>>()?,
+        admins: named.chain(own).collect::<Result<_, _>>()?,
         ..Policy::default()
     })
 }
@@ -84,7 +86,7 @@ mod tests {
         let policy = policy(&config).unwrap();
         assert_eq!(policy.nodes.len(), 4);
         assert!(policy.nodes.contains(&NodeName::new("n2").unwrap()));
-        assert_eq!(policy.admins, [Uid(0), Uid(4711)].into());
+        assert_eq!(policy.admins, [Uid(0), Uid(4711), Uid(geteuid().as_raw())].into());
     }
 
     #[test]

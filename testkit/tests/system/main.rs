@@ -11,3 +11,4 @@ mod main_job;
 mod slurm_and_store;
 mod stopped;
 mod support;
+mod users;

@@ -1,6 +1,6 @@
 //! What the harvester depends on fails: slurmctld is down, slow or restarted; the database cannot be written.
 
-use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
+use std::{fs, time::Duration};
 
 use gleaner_testkit::wait_until;
 
@@ -77,7 +77,6 @@ struct BrokenDatabase {
 
 impl BrokenDatabase {
     fn new(database: &std::path::Path) -> Self {
-        fs::set_permissions(database, fs::Permissions::from_mode(0o400)).unwrap();
         let script = "import sqlite3, sys, time\n\
                       db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)\n\
                       db.execute('begin exclusive')\n\
