@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use gleaner_config::ByteSize;
+use gleaner_config::{ByteSize, Transport};
 
 use crate::{
     exit::CODES_HELP,
@@ -151,6 +151,9 @@ pub(crate) struct CallFlags {
     /// Workers sleep between calls and do not spin [default: client.waiting]
     #[arg(long)]
     pub(crate) warm: bool,
+    /// How calls travel: auto, shm or tcp [default: client.transport]
+    #[arg(long, value_name = "TRANSPORT")]
+    pub(crate) transport: Option<Transport>,
     /// Run in this process when no node is to be had
     #[arg(long)]
     pub(crate) local_fallback: bool,

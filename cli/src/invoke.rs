@@ -73,29 +73,22 @@ fn acquire(
 /// A lease as the flags, else the configuration, want it.
 fn request(config: &Config, flags: &RequestFlags, call: &CallFlags) -> Request {
     let defaults = &config.client;
-    let waiting = match (call.warm, defaults.waiting) {
-        (false, gleaner_config::Waiting::Hot) => gleaner::Waiting::Hot,
-        _ => gleaner::Waiting::Warm,
-    };
-    let keep_alive = match defaults.keep_alive {
-        gleaner_config::KeepAlive::OnCall => gleaner::KeepAlive::OnCall,
-        gleaner_config::KeepAlive::Background => gleaner::KeepAlive::Background,
-        gleaner_config::KeepAlive::Manual => gleaner::KeepAlive::Manual,
-    };
     let account = flags.account.as_ref().or(defaults.account.as_ref());
-    Request::new()
+    let mut request = Request::from(config)
         .nodes(flags.nodes.0.clone())
         .cores(flags.cpus_per_task)
         .memory(flags.mem.unwrap_or(defaults.memory).0)
         .ttl(flags.time.unwrap_or(defaults.ttl))
         .partition(flags.partition.clone().unwrap_or_default())
         .account(account.cloned().unwrap_or_default())
-        .waiting(waiting)
-        .keep_alive(keep_alive)
-        .window(u16::try_from(defaults.window).unwrap_or(u16::MAX))
-        .slot_bytes(u32::try_from(defaults.slot.0).unwrap_or(u32::MAX))
-        .local_fallback(call.local_fallback || defaults.local_fallback)
-        .patience(defaults.patience)
+        .local_fallback(call.local_fallback || defaults.local_fallback);
+    if call.warm {
+        request = request.waiting(gleaner::Waiting::Warm);
+    }
+    match call.transport {
+        Some(transport) => request.transport(transport.into()),
+        None => request,
+    }
 }
 
 /// Room for what does not fit a slot: for every call under way, the larger of input and reply, and its header.

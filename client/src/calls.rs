@@ -187,32 +187,45 @@ impl Calls {
         matches!(self.call(key).state, State::Replied(..) | State::Done(_))
     }
 
-    /// Hands an ended call's reply to `read`, and forgets the call.
-    pub(crate) fn take<R>(
+    /// Waits for a call's end, hands its reply to `read`, and forgets the call. A reply that is taken back while it is read
+    /// was never there: the call goes on, and its next reply is read again.
+    pub(crate) fn collect<R>(
         &mut self,
         key: CallKey,
-        read: impl FnOnce(&[u8]) -> R,
+        mut read: impl FnMut(&[u8]) -> R,
     ) -> Result<(R, CallStats), CallError> {
-        let Call { number, reruns, executing, .. } = *self.call(key);
-        let stats = CallStats { number, reruns, executing };
-        let taken = match std::mem::replace(&mut self.calls[key.index as usize].state, State::Free)
-        {
-            State::Replied(place, arrival) => {
-                let lane = self.sessions[place.session].as_mut().map(|s| &mut s.lanes[place.lane]);
-                lane.map_or_else(
-                    || Err(lost_reply()),
-                    |lane| {
-                        let result = read(lane.reply(&arrival));
-                        lane.free(place.slot);
-                        Ok(result)
-                    },
-                )
+        loop {
+            self.wait(key);
+            if let Some(result) = self.take(key, &mut read) {
+                let Call { number, reruns, executing, .. } = *self.call(key);
+                self.free.push(key.index);
+                return result.map(|result| (result, CallStats { number, reruns, executing }));
             }
-            State::Done(outcome) => outcome.map(|bytes| read(&bytes)),
-            State::Free | State::Queued(_) | State::Sent(_) => Err(lost_reply()),
-        };
-        self.free.push(key.index);
-        taken.map(|result| (result, stats))
+        }
+    }
+
+    /// `None`: the reply was taken back with its memory while it was read.
+    fn take<R>(
+        &mut self,
+        key: CallKey,
+        read: &mut impl FnMut(&[u8]) -> R,
+    ) -> Option<Result<R, CallError>> {
+        let state = &mut self.calls[key.index as usize].state;
+        match std::mem::replace(state, State::Free) {
+            State::Replied(place, arrival) => {
+                let Some(open) = self.sessions[place.session].as_mut() else {
+                    return Some(Err(lost_reply()));
+                };
+                let lane = &mut open.lanes[place.lane];
+                let result = lane.read(place.slot, &arrival, read);
+                if result.is_none() {
+                    self.calls[key.index as usize].state = State::Sent(place);
+                }
+                result.map(Ok)
+            }
+            State::Done(outcome) => Some(outcome.map(|bytes| read(&bytes))),
+            State::Free | State::Queued(_) | State::Sent(_) => Some(Err(lost_reply())),
+        }
     }
 
     /// The caller gives a call up.
@@ -236,8 +249,8 @@ impl Calls {
         }
         self.calls[key.index as usize].dropped = true;
         self.cancel(key, grace);
-        if self.is_done(key) {
-            let _ = self.take(key, |_| ());
+        if self.is_done(key) && self.take(key, &mut |_| ()).is_some() {
+            self.free.push(key.index);
         }
     }
 
@@ -489,10 +502,11 @@ impl Calls {
     /// Copies a reply out of its slot, which is free then.
     pub(crate) fn spill(&mut self, index: u32, place: Place, arrival: &Arrival) {
         if let Some(open) = self.sessions[place.session].as_mut() {
-            let lane = &mut open.lanes[place.lane];
-            let bytes = lane.reply(arrival).to_vec();
-            lane.free(place.slot);
-            self.calls[index as usize].state = State::Done(Ok(bytes));
+            let bytes = open.lanes[place.lane].read(place.slot, arrival, &mut <[u8]>::to_vec);
+            self.calls[index as usize].state = match bytes {
+                Some(bytes) => State::Done(Ok(bytes)),
+                None => State::Sent(place),
+            };
         }
     }
 

@@ -6,11 +6,15 @@
 use std::{
     io,
     net::{TcpStream, ToSocketAddrs},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     time::{Duration, Instant},
 };
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use gleaner_fabric::passing::recv_with_fd;
 use gleaner_proto::{
     PROTOCOL,
     control::{NONCE_LEN, challenge_digest},
@@ -22,7 +26,7 @@ use gleaner_proto::{
 };
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout},
-    sys::socket::{MsgFlags, recv, send, setsockopt, sockopt},
+    sys::socket::{MsgFlags, send, setsockopt, sockopt},
 };
 
 use crate::error::AttachError;
@@ -38,6 +42,8 @@ pub(crate) struct Control {
     address: String,
     incoming: Incoming<FromAgent>,
     scratch: Box<[u8]>,
+    /// What came beside the bytes.
+    descriptor: Option<OwnedFd>,
 }
 
 /// A greeting under way: the hello was sent.
@@ -67,9 +73,21 @@ impl Control {
         Ok(Self::new(stream.into(), address))
     }
 
+    /// Dials the executor of this node.
+    pub(crate) fn local(path: &str) -> Result<Self, AttachError> {
+        let failed =
+            |source| AttachError::Io { step: "cannot reach the executor at", address: path.to_owned(), source };
+        Ok(Self::new(UnixStream::connect(path).map_err(failed)?.into(), path))
+    }
+
     fn new(socket: OwnedFd, address: &str) -> Self {
-        let scratch = vec![0; READ_LEN].into_boxed_slice();
-        Self { socket, address: address.to_owned(), incoming: Incoming::new(), scratch }
+        Self {
+            socket,
+            address: address.to_owned(),
+            incoming: Incoming::new(),
+            scratch: vec![0; READ_LEN].into_boxed_slice(),
+            descriptor: None,
+        }
     }
 
     /// Sends the hello that opens every connection.
@@ -130,17 +148,34 @@ impl Control {
                 Ok(None) => {}
                 Err(error) => return Err(self.broke(&error.to_string())),
             }
-            match recv(self.socket.as_raw_fd(), &mut self.scratch, MsgFlags::MSG_DONTWAIT) {
+            match self.read() {
                 Ok(0) => {
                     let closed = io::ErrorKind::UnexpectedEof.into();
                     return Err(self.failed("lost the connection to", closed));
                 }
                 Ok(length) => self.incoming.push(&self.scratch[..length]),
-                Err(nix::Error::EINTR) => {}
-                Err(nix::Error::EAGAIN) => return Ok(None),
-                Err(error) => return Err(self.failed("lost the connection to", error.into())),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(self.failed("lost the connection to", error)),
             }
         }
+    }
+
+    /// What has arrived, into `scratch`, and a descriptor that came beside it: the last one counts.
+    fn read(&mut self) -> io::Result<usize> {
+        let (length, descriptor) = recv_with_fd(self.socket.as_fd(), &mut self.scratch)?;
+        self.descriptor = descriptor.or(self.descriptor.take());
+        Ok(length)
+    }
+
+    /// The descriptor that came with the last messages.
+    pub(crate) fn take_descriptor(&mut self) -> Option<OwnedFd> {
+        self.descriptor.take()
+    }
+
+    /// Waits until something is there to be read, and leaves it there.
+    pub(crate) fn wait_readable(&self, until: Instant) -> Result<(), AttachError> {
+        self.ready(PollFlags::POLLIN, until, "no answer from")
     }
 
     /// What becomes readable when a message may be here.
@@ -150,13 +185,18 @@ impl Control {
 
     /// The connection itself, once the greeting has made it a lane's. Nothing may be left unread. A worker that computes
     /// reads nothing meanwhile, which is no silence: the control stream watches over the node for all lanes.
-    pub(crate) fn into_lane(self) -> Result<TcpStream, AttachError> {
+    pub(crate) fn into_lane(self) -> Result<OwnedFd, AttachError> {
         if !self.incoming.is_empty() {
             return Err(self.broke("bytes before the first call"));
         }
         setsockopt(&self.socket, sockopt::TcpUserTimeout, &0)
             .map_err(|error| self.failed("cannot set up the lane to", error.into()))?;
-        Ok(self.socket.into())
+        Ok(self.socket)
+    }
+
+    /// The connection of a lane whose calls go through memory: its bytes mean nothing.
+    pub(crate) fn into_socket(self) -> OwnedFd {
+        self.socket
     }
 
     /// The error for a peer that does what it must not.

@@ -133,6 +133,32 @@ pub enum AttachError {
     /// The lease was over before the session began.
     #[error("the lease ended while attaching: {0}")]
     Evicted(String),
+    /// Shared memory was asked for, and the executor is on another node.
+    #[error(
+        "no shared memory with node {node}: its executor's socket {socket:?} is not on this node; \
+         call from that node, or do not force a transport"
+    )]
+    Elsewhere {
+        /// The node.
+        node: String,
+        /// The socket.
+        socket: String,
+    },
+    /// The memory that the executor passed cannot be used.
+    #[error("node {node}: {source}")]
+    Memory {
+        /// The node.
+        node: String,
+        /// Why.
+        source: gleaner_fabric::shm::SegmentError,
+    },
+}
+
+impl AttachError {
+    /// Whether another transport to the same executor may do better.
+    pub(crate) fn is_of_the_way(&self) -> bool {
+        matches!(self, Self::Io { .. } | Self::Impostor { .. } | Self::Memory { .. })
+    }
 }
 
 /// Why there is no function to call.

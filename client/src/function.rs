@@ -83,17 +83,17 @@ impl<'p> Function<'p> {
     }
 
     /// Calls it with an input of `len` bytes that `fill` writes in place, and hands the reply to `read` in place.
-    /// Neither may use the pool.
+    /// Neither may use the pool. `read` is called again if the reply's memory was taken back while it read: what it did
+    /// with the first reply counts for nothing.
     pub fn invoke_with<R>(
         &self,
         len: usize,
         fill: impl FnOnce(&mut [u8]),
-        read: impl FnOnce(&[u8]) -> R,
+        read: impl FnMut(&[u8]) -> R,
     ) -> Result<R, CallError> {
         let mut calls = self.pool.calls();
         let key = calls.submit(self.index, self.settings, len, fill)?;
-        calls.wait(key);
-        calls.take(key, read).map(|(result, _)| result)
+        calls.collect(key, read).map(|(result, _)| result)
     }
 
     /// Sends a call and does not wait for its reply; waits for a free slot if all are in use.
@@ -153,11 +153,9 @@ impl Ticket<'_> {
         self.pool.calls().cancel(self.call, grace);
     }
 
-    fn finish<R>(&mut self, read: impl FnOnce(&[u8]) -> R) -> Result<(R, CallStats), CallError> {
-        let mut calls = self.pool.calls();
-        calls.wait(self.call);
+    fn finish<R>(&mut self, read: impl FnMut(&[u8]) -> R) -> Result<(R, CallStats), CallError> {
         self.taken = true;
-        calls.take(self.call, read)
+        self.pool.calls().collect(self.call, read)
     }
 }
 

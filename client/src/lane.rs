@@ -171,6 +171,23 @@ impl Lane {
         Ok(Some(Answer { call: slot.call, slot: header.slot, arrival }))
     }
 
+    /// Hands a reply to `read` in place and frees its slot. `None`: its memory was taken back meanwhile, and the slot waits for
+    /// an answer as before.
+    pub(crate) fn read<R>(
+        &mut self,
+        slot: u16,
+        arrival: &Arrival,
+        read: &mut impl FnMut(&[u8]) -> R,
+    ) -> Option<R> {
+        let result = read(self.link.incoming(arrival));
+        if !self.link.intact() {
+            self.slots[usize::from(slot)].answered = false;
+            return None;
+        }
+        self.free(slot);
+        Some(result)
+    }
+
     /// An answer's bytes.
     pub(crate) fn reply(&self, arrival: &Arrival) -> &[u8] {
         self.link.incoming(arrival)

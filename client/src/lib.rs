@@ -28,6 +28,7 @@
 mod calls;
 mod client;
 mod control;
+mod dial;
 mod error;
 mod event;
 mod eviction;
@@ -46,6 +47,7 @@ mod tune;
 mod waiting;
 
 pub use client::Client;
+pub use dial::Transport;
 pub use error::{
     AcquireError, AttachError, CallError, ConnectError, Failure, FunctionError, HarvesterError,
 };
@@ -54,4 +56,4 @@ pub use function::{Function, Reply, Ticket};
 pub use library::Library;
 pub use options::Options;
 pub use pool::{LeaseView, Pool};
-pub use request::{KeepAlive, Request, Waiting};
+pub use request::{KeepAlive, Request, Transports, Waiting};

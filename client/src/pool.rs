@@ -11,6 +11,7 @@ use gleaner_proto::v1::ReleaseRequest;
 use crate::{
     calls::{Calls, Opened},
     client::Identity,
+    dial::Transport,
     error::{AcquireError, AttachError, FunctionError, HarvesterError},
     event::{PoolEvent, PoolStats},
     function::Function,
@@ -36,6 +37,8 @@ pub struct LeaseView {
     pub node: String,
     /// Cores, hence lanes.
     pub cores: u32,
+    /// How its calls travel.
+    pub transport: Transport,
     /// For how long it is safe, as far as is known.
     pub safe_for: Duration,
 }
@@ -72,6 +75,7 @@ impl Pool {
             lease_id: open.lease_id,
             node: open.node.clone(),
             cores: open.cores,
+            transport: open.transport,
             safe_for: open.safe_until.saturating_duration_since(now),
         })
         .collect()

@@ -9,7 +9,8 @@ use crate::{
     error::{AcquireError, AttachError, CallError, Failure, HarvesterError},
     event::{PoolEvent, PoolEventKind},
     local::LocalFunction,
-    session::{Session, attach_control},
+    dial::attach_control,
+    session::Session,
     tune::{AVOID_FOR, RELOCATE_BACKOFF},
 };
 
@@ -165,7 +166,8 @@ impl Calls {
             session.open(&function.library, &function.name)?;
         }
         if let Some(renewer) = &self.renewer {
-            renewer.add(attach_control(lease, &self.identity.key, &self.request, options)?);
+            let (key, transport) = (&self.identity.key, session.transport);
+            renewer.add(attach_control(lease, key, &self.request, options, transport)?);
         }
         Ok(session)
     }

@@ -6,7 +6,7 @@ use gleaner_config::Config;
 use gleaner_fabric::Geometry;
 use gleaner_proto::header::{BLOCK_ALIGN, GUARD_LEN, HEADER_LEN};
 
-use crate::error::AcquireError;
+use crate::{dial::Transport, error::AcquireError};
 
 /// How a waiting caller and its workers spend the time between calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +15,25 @@ pub enum Waiting {
     Hot,
     /// Sleep until woken.
     Warm,
+}
+
+/// Which transports a session may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transports {
+    /// Shared memory on the executor's own node, TCP from elsewhere.
+    Auto,
+    /// This one or none.
+    Only(Transport),
+}
+
+impl From<gleaner_config::Transport> for Transports {
+    fn from(named: gleaner_config::Transport) -> Self {
+        match named {
+            gleaner_config::Transport::Auto => Self::Auto,
+            gleaner_config::Transport::Shm => Self::Only(Transport::Shm),
+            gleaner_config::Transport::Tcp => Self::Only(Transport::Tcp),
+        }
+    }
 }
 
 /// Who renews the leases.
@@ -38,6 +57,7 @@ pub struct Request {
     pub(crate) partition: String,
     pub(crate) account: String,
     pub(crate) waiting: Waiting,
+    pub(crate) transport: Transports,
     pub(crate) keep_alive: KeepAlive,
     pub(crate) window: u16,
     pub(crate) slot_bytes: u32,
@@ -67,6 +87,7 @@ impl From<&Config> for Request {
                 gleaner_config::Waiting::Hot => Waiting::Hot,
                 gleaner_config::Waiting::Warm => Waiting::Warm,
             },
+            transport: client.transport.into(),
             keep_alive: match client.keep_alive {
                 gleaner_config::KeepAlive::OnCall => KeepAlive::OnCall,
                 gleaner_config::KeepAlive::Background => KeepAlive::Background,
@@ -126,6 +147,12 @@ impl Request {
     /// Hot or warm. Default hot.
     pub fn waiting(mut self, waiting: Waiting) -> Self {
         self.waiting = waiting;
+        self
+    }
+
+    /// How calls travel. Default [`Transports::Auto`].
+    pub fn transport(mut self, transport: Transports) -> Self {
+        self.transport = transport;
         self
     }
 

@@ -2,28 +2,23 @@
 //!
 //! Owned by [`crate::calls`]. It knows no calls: it carries messages, and its lanes carry calls.
 
-use std::{
-    net::TcpStream,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use ed25519_dalek::{SigningKey, VerifyingKey};
-use gleaner_fabric::{Geometry, Side, tcp::TcpLink};
+use ed25519_dalek::SigningKey;
+use gleaner_fabric::Geometry;
 use gleaner_proto::{
-    control::{UPLOAD_CHUNK, attach_digest, lane_digest},
-    v1::{
-        self, Attach, Attached, DataLane, Detach, OpenFunction, Renew, Upload, from_agent::Message,
-        hello, to_agent,
-    },
+    control::UPLOAD_CHUNK,
+    v1::{self, Detach, OpenFunction, Renew, Upload, from_agent::Message, to_agent},
 };
 
 use crate::{
     control::{Control, refused},
+    dial::{Dialler, Transport},
     error::AttachError,
     lane::Lane,
     library::Library,
     options::Options,
-    request::{Request, Waiting},
+    request::Request,
 };
 
 /// A session with one lease's executor.
@@ -31,6 +26,7 @@ pub(crate) struct Session {
     pub(crate) lease_id: u64,
     pub(crate) node: String,
     pub(crate) cores: u32,
+    pub(crate) transport: Transport,
     pub(crate) epoch: u64,
     pub(crate) lanes: Vec<Lane>,
     pub(crate) control: Control,
@@ -55,9 +51,25 @@ impl Session {
         request: &Request,
         options: &Options,
     ) -> Result<Self, AttachError> {
+        let dialler = Dialler::new(lease, key, options)?;
+        let mut refused = None;
+        for &transport in dialler.transports(request.transport) {
+            match Self::attach_over(transport, &dialler, request) {
+                Err(error) if error.is_of_the_way() => refused = Some(error),
+                result => return result,
+            }
+        }
+        Err(refused.unwrap_or_else(|| dialler.no_way()))
+    }
+
+    fn attach_over(
+        transport: Transport,
+        dialler: &Dialler<'_>,
+        request: &Request,
+    ) -> Result<Self, AttachError> {
         let began = Instant::now();
-        let dialler = Dialler { lease, key, executor: executor_key(lease)?, options };
-        let (control, attached) = dialler.attach(request)?;
+        let Dialler { lease, options, .. } = *dialler;
+        let (control, attached) = dialler.attach(transport, request)?;
         let geometry = Geometry {
             window: u16::try_from(attached.window).unwrap_or(0),
             slot_bytes: u32::try_from(attached.slot_bytes).unwrap_or(0),
@@ -68,12 +80,13 @@ impl Session {
             return Err(control.broke("it has other lanes than the lease has cores"));
         }
         let lanes = (0..attached.lanes)
-            .map(|lane| dialler.lane(attached.session_id, lane, geometry))
+            .map(|lane| dialler.lane(transport, attached.session_id, lane, geometry))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             lease_id: lease.lease_id,
             node: lease.node.clone(),
             cores: lease.cores,
+            transport,
             epoch: attached.grant_epoch,
             lanes,
             control,
@@ -203,91 +216,4 @@ impl Session {
             }
         }
     }
-}
-
-/// Attaches once more, for [`crate::keepalive`]: a control stream without lanes, which only renews.
-pub(crate) fn attach_control(
-    lease: &v1::Lease,
-    key: &SigningKey,
-    request: &Request,
-    options: &Options,
-) -> Result<Control, AttachError> {
-    let dialler = Dialler { lease, key, executor: executor_key(lease)?, options };
-    dialler.attach(request).map(|(control, _)| control)
-}
-
-/// What every connection of one session needs.
-struct Dialler<'a> {
-    lease: &'a v1::Lease,
-    key: &'a SigningKey,
-    executor: VerifyingKey,
-    options: &'a Options,
-}
-
-impl Dialler<'_> {
-    fn attach(&self, request: &Request) -> Result<(Control, Attached), AttachError> {
-        let token = &self.lease.token;
-        let purpose = hello::Purpose::Attach(Attach {
-            token: token.clone(),
-            window: u32::from(request.window),
-            slot_bytes: u64::from(request.slot_bytes),
-            arena_bytes: request.arena_bytes,
-            waiting: match request.waiting {
-                Waiting::Hot => v1::Waiting::Hot.into(),
-                Waiting::Warm => v1::Waiting::Warm.into(),
-            },
-        });
-        let until = Instant::now() + self.options.answer_timeout;
-        let greeting = self.dial()?.greet(purpose, until)?;
-        let mut control = greeting.prove(
-            &self.executor,
-            self.key,
-            |nonces| attach_digest(&nonces.client, &nonces.executor, token),
-            until,
-        )?;
-        match control.receive(until)? {
-            Message::Attached(attached) => Ok((control, attached)),
-            other => Err(refused(&control, other)),
-        }
-    }
-
-    fn lane(&self, session_id: u64, lane: u32, geometry: Geometry) -> Result<Lane, AttachError> {
-        let purpose = hello::Purpose::DataLane(DataLane { session_id, lane });
-        let until = Instant::now() + self.options.answer_timeout;
-        let greeting = self.dial()?.greet(purpose, until)?;
-        let mut control = greeting.prove(
-            &self.executor,
-            self.key,
-            |nonces| lane_digest(&nonces.client, &nonces.executor, session_id, lane),
-            until,
-        )?;
-        match control.receive(until)? {
-            Message::DataReady(_) => {}
-            other => return Err(refused(&control, other)),
-        }
-        self.link(control.into_lane()?, geometry)
-    }
-
-    fn link(&self, stream: TcpStream, geometry: Geometry) -> Result<Lane, AttachError> {
-        let link =
-            TcpLink::new(stream, Side::Client, geometry).map_err(|error| AttachError::Io {
-                step: "cannot set up the link to",
-                address: self.lease.address.clone(),
-                source: std::io::Error::other(error),
-            })?;
-        Ok(Lane::new(Box::new(link)))
-    }
-
-    fn dial(&self) -> Result<Control, AttachError> {
-        Control::tcp(&self.lease.address, self.options.connect_timeout)
-    }
-}
-
-fn executor_key(lease: &v1::Lease) -> Result<VerifyingKey, AttachError> {
-    let bytes = <[u8; 32]>::try_from(&lease.executor_public_key[..]).ok();
-    let key = bytes.and_then(|bytes| VerifyingKey::from_bytes(&bytes).ok());
-    key.ok_or_else(|| AttachError::Protocol {
-        address: lease.address.clone(),
-        what: "the harvester named no key for it".into(),
-    })
 }

@@ -21,4 +21,4 @@ pub use error::{Cause, ConfigError, Problem};
 pub use load::{DEFAULT_PATH, Loaded, Origin, PATH_VARIABLE, Setting, Sources};
 pub use schema::Key;
 pub use sections::{Client, Cluster, Config, Executor, Harvester, Log, Policy, Slurm};
-pub use value::{Auth, ByteSize, KeepAlive, LogFormat, Mode, Waiting};
+pub use value::{Auth, ByteSize, KeepAlive, LogFormat, Mode, Transport, Waiting};

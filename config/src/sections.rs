@@ -7,7 +7,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::{
     schema::{Key, Section, section},
-    value::{Auth, ByteSize, KeepAlive, LogFormat, Mode, Waiting},
+    value::{Auth, ByteSize, KeepAlive, LogFormat, Mode, Transport, Waiting},
 };
 
 /// The whole configuration.
@@ -149,6 +149,8 @@ section! {
         keep_alive: KeepAlive = KeepAlive::OnCall,
         /// How workers wait for calls: `hot` or `warm`.
         waiting: Waiting = Waiting::Hot,
+        /// How calls travel: `auto` (shared memory on the executor's own node, else TCP), `shm` or `tcp`.
+        transport: Transport = Transport::Auto,
         /// Calls outstanding on one core at a time.
         window: u32 = 16,
         /// Memory of a lease on each node.

@@ -76,6 +76,14 @@ macro_rules! words {
             }
         }
 
+        impl std::str::FromStr for $name {
+            type Err = String;
+
+            fn from_str(word: &str) -> Result<Self, String> {
+                Self::read_text(word).map_err(|error| format!("{error}: {}", Self::EXPECTS))
+            }
+        }
+
         impl Setting for $name {
             const EXPECTS: &'static str = concat!("one of", $(" \"", $word, "\""),+);
 
@@ -121,6 +129,18 @@ words! {
         Hot = "hot",
         /// It sleeps until woken.
         Warm = "warm",
+    }
+}
+
+words! {
+    /// How a client's calls travel.
+    Transport {
+        /// The fastest that both ends have.
+        Auto = "auto",
+        /// Memory that both share: on the executor's own node.
+        Shm = "shm",
+        /// TCP.
+        Tcp = "tcp",
     }
 }
 

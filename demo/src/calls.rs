@@ -12,6 +12,9 @@ use crate::{screen, summary::Summary};
 const WARM_UP: u32 = 2_000;
 /// Calls that are counted.
 const CALLS: u32 = 50_000;
+/// As from another node: these all are on one machine.
+const TCP: Transports = Transports::Only(Transport::Tcp);
+
 /// Bytes of the payload, each way.
 const PAYLOAD: usize = 64;
 
@@ -38,7 +41,7 @@ pub(crate) fn measure(client: &Client, library: &Library, summary: &mut Summary)
 
 fn cold_start(client: &Client, library: &Library) -> Result<Duration> {
     let started = Instant::now();
-    let pool = client.acquire(Request::new().waiting(Waiting::Hot))?;
+    let pool = client.acquire(Request::new().waiting(Waiting::Hot).transport(TCP))?;
     let reply = pool.function(library, "echo")?.invoke(b"first")?;
     let took = started.elapsed();
     ensure!(reply == b"first", "echo answered {reply:?}");
@@ -48,7 +51,7 @@ fn cold_start(client: &Client, library: &Library) -> Result<Duration> {
 
 fn hot_calls(client: &Client, library: &Library) -> Result<Histogram<u64>> {
     let mut latencies = Histogram::new_with_max(LATENCY_MAX_NS, 3).context("histogram")?;
-    let pool = client.acquire(Request::new().waiting(Waiting::Hot))?;
+    let pool = client.acquire(Request::new().waiting(Waiting::Hot).transport(TCP))?;
     let echo = pool.function(library, "echo")?;
     let (input, mut output) = ([7; PAYLOAD], [0; PAYLOAD]);
     for round in 0..WARM_UP + CALLS {

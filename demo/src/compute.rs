@@ -98,7 +98,9 @@ fn count_primes(pool: &Pool, library: &Library) -> Result<u64> {
 fn take_nodes_back(cluster: &Cluster) -> Result<Vec<(&'static str, JobTimes)>> {
     thread::sleep(HEAD_START); // the demo's script, not a synchronisation
     let srun = jobs::srun(cluster, None, 1.0).context("srun")?;
-    let sbatch = jobs::sbatch(cluster, None, 1.0).context("sbatch")?;
+    // Slurm would give it the node that the first job has just left, and that the computation does not lease yet.
+    let leased = cluster.nodes().last().map(String::as_str);
+    let sbatch = jobs::sbatch(cluster, leased, 1.0).context("sbatch")?;
     Ok(vec![("srun --exclusive", srun), ("sbatch --exclusive", sbatch)])
 }
 

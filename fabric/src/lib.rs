@@ -17,6 +17,7 @@ pub mod check;
 pub mod conformance;
 pub mod link;
 pub mod memory;
+pub mod passing;
 pub mod region;
 pub mod tcp;
 pub mod tune;

@@ -183,6 +183,12 @@ pub trait Link: Send {
     /// The payload of an arrival. Memory that the peer may still write to: read each byte once.
     fn incoming(&self, arrival: &Arrival) -> &[u8];
 
+    /// Whether the link's memory is still its own. If not, what was read of any [`incoming`](Self::incoming) payload since the
+    /// last time it was may be anything: ask after reading, before believing.
+    fn intact(&self) -> bool {
+        true
+    }
+
     /// An arrival's payload and the block of its reply at once, for a function that reads one and writes the other. The
     /// input is writable too, since functions in C may use it as room to work; the output has `capacity + GUARD_LEN` bytes.
     fn exchange(&mut self, arrival: &Arrival, reply: Block) -> (&mut [u8], &mut [u8]);

@@ -163,7 +163,12 @@ impl Node {
     }
 
     /// Whether a connection may become a lane of a session: its client must hold the session's key.
-    pub(super) fn lane(&mut self, id: u64, lane: u32, proved: &Proved) -> Result<(), Refused> {
+    pub(super) fn lane(
+        &mut self,
+        id: u64,
+        lane: u32,
+        proved: &Proved,
+    ) -> Result<Geometry, Refused> {
         let unknown = || Refused {
             code: Code::Session,
             message: format!("session {id} is not here: it ended, or was of another executor"),
@@ -178,11 +183,17 @@ impl Node {
     }
 
     /// A lane's connection is ready for the worker.
-    pub(super) fn lane_ready(&mut self, id: u64, lane: u32, socket: &OwnedFd) {
+    pub(super) fn lane_ready(
+        &mut self,
+        id: u64,
+        lane: u32,
+        socket: &OwnedFd,
+        segment: Option<OwnedFd>,
+    ) {
         let Some(lease) = self.sessions.get(&id).copied() else {
             return;
         };
-        let told = self.leases.get_mut(&lease).map(|held| held.add_link(id, lane, socket));
+        let told = self.leases.get_mut(&lease).map(|held| held.add_link(id, lane, socket, segment));
         if let Some(Err(error)) = told {
             self.worker_lost(lease, &error.to_string());
         }

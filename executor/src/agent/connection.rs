@@ -6,12 +6,13 @@
 
 use std::{
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use ed25519_dalek::{Signer, SigningKey};
+use gleaner_fabric::{Geometry, shm::Segment};
 use gleaner_proto::{
     PROTOCOL,
     control::{NONCE_LEN, challenge_digest},
@@ -20,7 +21,7 @@ use gleaner_proto::{
 };
 use prost::{Message as _, bytes::Bytes};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::timeout,
@@ -32,6 +33,7 @@ use super::{
     tune::{FAREWELL_TIMEOUT, GREETING_FRAME_MAX, GREETING_TIMEOUT},
     uploads::{self, Libraries, Upload},
 };
+use crate::sys;
 
 /// Bytes that one read of a session takes.
 const READ_LEN: usize = 64 << 10;
@@ -74,19 +76,30 @@ pub(super) struct Refused {
 
 /// A stream that a client dialled.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
-    /// The descriptor, for a worker: blocking, as the worker expects to find it.
+    /// The descriptor, for a worker.
     fn into_fd(self) -> io::Result<OwnedFd>;
+
+    /// Sends a few bytes with a descriptor beside them, at once or not at all.
+    fn send_with_fd(&self, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<()>;
 }
 
 impl Stream for TcpStream {
     fn into_fd(self) -> io::Result<OwnedFd> {
         Ok(self.into_std()?.into())
     }
+
+    fn send_with_fd(&self, _: &[u8], _: BorrowedFd<'_>) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 impl Stream for UnixStream {
     fn into_fd(self) -> io::Result<OwnedFd> {
         Ok(self.into_std()?.into())
+    }
+
+    fn send_with_fd(&self, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<()> {
+        self.try_io(Interest::WRITABLE, || sys::send_with_fd(self.as_fd(), bytes, Some(fd)))
     }
 }
 
@@ -128,7 +141,7 @@ async fn starved(error: &io::Error) {
 
 enum Greeted {
     Session(Box<Joined>),
-    Lane { session: u64, lane: u32 },
+    Lane { session: u64, lane: u32, segment: Option<OwnedFd> },
 }
 
 async fn serve<S: Stream>(
@@ -145,9 +158,10 @@ async fn serve<S: Stream>(
             debug!(session = id, ?ended, "session over");
             let _ = shared.inputs.send(Input::SessionClosed { id }).await;
         }
-        Ok(Ok(Greeted::Lane { session, lane })) => match stream.into_fd() {
+        Ok(Ok(Greeted::Lane { session, lane, segment })) => match stream.into_fd() {
             Ok(socket) => {
-                drop(shared.inputs.send(Input::LaneReady { session, lane, socket }).await)
+                let ready = Input::LaneReady { session, lane, socket, segment };
+                drop(shared.inputs.send(ready).await)
             }
             Err(error) => debug!(%error, "a lane's socket cannot be handed over"),
         },
@@ -198,13 +212,36 @@ async fn greet<S: Stream>(stream: &mut S, shared: &Shared) -> Result<Greeted, Re
             }
             Ok(Greeted::Session(Box::new(joined)))
         }
-        Some(Purpose::DataLane(v1::DataLane { session_id: session, lane })) => {
-            ask(shared, |reply| Input::Lane { session, lane, proved, reply }).await?;
+        Some(Purpose::DataLane(v1::DataLane { session_id: session, lane, transport })) => {
+            let geometry =
+                ask(shared, |reply| Input::Lane { session, lane, proved, reply }).await?;
             let ready = from_agent::Message::DataReady(v1::DataReady {});
-            write(stream, ready).await.map_err(gone)?;
-            Ok(Greeted::Lane { session, lane })
+            let segment = if transport == v1::Transport::SharedMemory as i32 {
+                Some(send_segment(stream, ready, geometry)?)
+            } else {
+                write(stream, ready).await.map_err(gone)?;
+                None
+            };
+            Ok(Greeted::Lane { session, lane, segment })
         }
         None => Err(protocol("a Hello of a later version")),
+    }
+}
+
+/// Makes a lane's memory, and gives it to the client beside this message.
+fn send_segment<S: Stream>(
+    stream: &S,
+    message: from_agent::Message,
+    geometry: Geometry,
+) -> Result<OwnedFd, Refused> {
+    let file = Segment::create(geometry).map_err(|error| internal(&error.to_string()))?;
+    let frame = framing::encode(&FromAgent { message: Some(message) });
+    match stream.send_with_fd(&frame, file.as_fd()) {
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+            let message = "shared memory is for clients on this node: connect to its local socket";
+            Err(Refused { code: Code::Protocol, message: message.into() })
+        }
+        sent => sent.map(|()| file).map_err(gone),
     }
 }
 

@@ -3,9 +3,14 @@
 //! Owned by [`super::node`], which decides when a lease starts and ends. Nothing here waits: what cannot be sent to a
 //! client at once costs that client its session, what cannot be sent to the worker ends the lease.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 
-use gleaner_fabric::Geometry;
+use gleaner_fabric::{Geometry, shm::Segment};
 use gleaner_lease::{clock::Stamp, state::EndReason, token::Claims};
 use gleaner_proto::v1::{self, FromAgent, from_agent};
 use tokio::sync::mpsc;
@@ -34,6 +39,23 @@ pub(super) struct Session {
     /// Lanes that have been connected.
     lanes: Vec<bool>,
     queue: mpsc::Sender<FromAgent>,
+}
+
+/// One lane's memory. It is given up for all who map it when this is dropped: the client, which may keep its mapping as long
+/// as it likes, then finds other pages there, which are its own.
+#[derive(Debug)]
+struct HeldSegment {
+    /// The session's index on the board.
+    session: u16,
+    file: OwnedFd,
+}
+
+impl Drop for HeldSegment {
+    fn drop(&mut self) {
+        if let Err(error) = Segment::punch(self.file.as_fd()) {
+            tracing::warn!(%error, "a lease's shared memory stays until its client lets go of it");
+        }
+    }
 }
 
 /// A worker that has been started.
@@ -65,6 +87,7 @@ pub(super) struct Lease {
     /// Clients that attach while the worker starts.
     pub(super) waiters: Vec<Waiter>,
     pub(super) sessions: BTreeMap<u64, Session>,
+    segments: Vec<HeldSegment>,
     /// Links that each session index still has open in the worker; an index is free when it has none.
     links: Vec<u16>,
     pub(super) functions: Functions,
@@ -111,6 +134,7 @@ impl Lease {
             worker: None,
             waiters: Vec::new(),
             sessions: BTreeMap::new(),
+            segments: Vec::new(),
             links: vec![0; usize::from(sessions_max)],
             functions: Functions::default(),
             orphan_since: None,
@@ -128,7 +152,6 @@ impl Lease {
         worker: Worker,
         hot_timeout: Duration,
     ) -> Result<(), IpcError> {
-        use std::os::fd::AsFd;
         let init = ToWorker::Init {
             lease: self.claims.lease.0,
             lanes: self.board.shape().lanes,
@@ -141,7 +164,6 @@ impl Lease {
 
     /// Sends a record to the worker; one that does not read, or is gone, is an error.
     pub(super) fn tell(&self, record: &ToWorker, fd: Option<&OwnedFd>) -> Result<(), IpcError> {
-        use std::os::fd::AsFd;
         let worker = self.worker.as_ref().ok_or(IpcError::Gone)?;
         ipc::send(&worker.socket, record, fd.map(|fd| fd.as_fd()))
     }
@@ -190,15 +212,12 @@ impl Lease {
     }
 
     /// Sets a lane of a session aside for a connection that is about to be handed over.
-    pub(super) fn reserve_lane(&mut self, id: u64, lane: u32) -> Result<(), SessionError> {
-        let lanes = self.claims.cores;
-        let free = self
-            .sessions
-            .get_mut(&id)
-            .and_then(|session| session.lanes.get_mut(lane as usize))
-            .filter(|connected| !**connected);
-        *free.ok_or(SessionError::Lane { session: id, lane, lanes })? = true;
-        Ok(())
+    pub(super) fn reserve_lane(&mut self, id: u64, lane: u32) -> Result<Geometry, SessionError> {
+        let none = SessionError::Lane { session: id, lane, lanes: self.claims.cores };
+        let Some(session) = self.sessions.get_mut(&id) else { return Err(none) };
+        let free = session.lanes.get_mut(lane as usize).filter(|connected| !**connected);
+        *free.ok_or(none)? = true;
+        Ok(session.geometry)
     }
 
     /// Hands a lane's connection to the worker.
@@ -207,21 +226,28 @@ impl Lease {
         id: u64,
         lane: u32,
         socket: &OwnedFd,
+        segment: Option<OwnedFd>,
     ) -> Result<(), IpcError> {
         let Some(session) = self.sessions.get(&id) else {
             return Ok(());
         };
         let Session { index, geometry, waiting, .. } = *session;
         let record = ToWorker::AddLink { session: index, lane: lane as u16, geometry, waiting };
+        if let Some(file) = segment {
+            self.tell(&ToWorker::Segment, Some(&file))?;
+            self.segments.push(HeldSegment { session: index, file });
+        }
         self.tell(&record, Some(socket))?;
         self.links[usize::from(index)] += 1;
         Ok(())
     }
 
-    /// The worker serves one link less.
+    /// The worker serves one link less. The memory of a session goes with its last one: until then a function may use it.
     pub(super) fn link_closed(&mut self, index: u16) {
-        if let Some(links) = self.links.get_mut(usize::from(index)) {
-            *links = links.saturating_sub(1);
+        let Some(links) = self.links.get_mut(usize::from(index)) else { return };
+        *links = links.saturating_sub(1);
+        if *links == 0 {
+            self.segments.retain(|segment| segment.session != index);
         }
     }
 
@@ -312,6 +338,7 @@ impl Lease {
 
     /// Tells every session how its calls stood. The worker must be gone: the states are final then.
     pub(super) fn evict(&mut self, reason: EndReason, detail: &str) {
+        self.segments.clear();
         let sessions = std::mem::take(&mut self.sessions);
         for session in sessions.into_values() {
             let evicted = v1::Evicted {

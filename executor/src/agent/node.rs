@@ -53,9 +53,14 @@ pub(super) enum Input {
     /// A greeted client wants a session.
     Attach { wanted: v1::Attach, proved: Proved, reply: AttachReply },
     /// A greeted connection wants to be a session's lane.
-    Lane { session: u64, lane: u32, proved: Proved, reply: oneshot::Sender<Result<(), Refused>> },
-    /// Its client knows; the connection is the worker's from now on.
-    LaneReady { session: u64, lane: u32, socket: OwnedFd },
+    Lane {
+        session: u64,
+        lane: u32,
+        proved: Proved,
+        reply: oneshot::Sender<Result<Geometry, Refused>>,
+    },
+    /// Its client knows; the connection is the worker's from now on, and the memory of both if there is one.
+    LaneReady { session: u64, lane: u32, socket: OwnedFd, segment: Option<OwnedFd> },
     /// A session's client says something.
     Session { id: u64, message: to_agent::Message },
     /// A session's connection is gone.
@@ -152,7 +157,9 @@ impl Node {
             Input::Lane { session, lane, proved, reply } => {
                 drop(reply.send(self.lane(session, lane, &proved)));
             }
-            Input::LaneReady { session, lane, socket } => self.lane_ready(session, lane, &socket),
+            Input::LaneReady { session, lane, socket, segment } => {
+                self.lane_ready(session, lane, &socket, segment);
+            }
             Input::Session { id, message } => self.session(id, message),
             Input::SessionClosed { id } => self.end_session(id, false),
             Input::Worker { lease, record } => self.worker(lease, record),

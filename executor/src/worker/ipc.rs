@@ -4,7 +4,7 @@
 //! here. Both sides decode with the same bounds: a worker runs foreign code, so the agent trusts nothing it sends.
 //!
 //! ```text
-//! agent → worker: Init+board, AddLink+socket, DropSession, Library+memfd, OpenFunction, Finish
+//! agent → worker: Init+board, [Segment+memfd,] AddLink+socket, DropSession, Library+memfd, OpenFunction, Finish
 //! worker → agent: Ready, FunctionOpened, FunctionFailed, LinkClosed
 //! ```
 #![forbid(unsafe_code)]
@@ -65,7 +65,9 @@ pub enum ToWorker {
         /// How long a hot lane spins after its last call before it sleeps; `u64::MAX` for ever.
         hot_timeout_ns: u64,
     },
-    /// A connection to serve, with its descriptor.
+    /// The memory of the next `AddLink`, with its descriptor: calls travel there.
+    Segment,
+    /// A connection to serve, with its descriptor; calls travel as its bytes, if no `Segment` came right before.
     AddLink {
         /// The session's index on the board.
         session: u16,
@@ -235,6 +237,7 @@ impl Record for ToWorker {
                 push_text(&mut out, name, FUNCTION_NAME_MAX);
             }
             Self::Finish => out.push(6),
+            Self::Segment => out.push(7),
         }
         out
     }
@@ -272,6 +275,7 @@ impl Record for ToWorker {
                 name: fields.text(FUNCTION_NAME_MAX)?,
             },
             6 => Self::Finish,
+            7 => Self::Segment,
             _ => return Err(IpcError::Record("its kind is unknown")),
         };
         fields.end().map(|()| record)
@@ -426,6 +430,7 @@ mod tests {
                 abi: Abi::Any,
             },
             ToWorker::Finish,
+            ToWorker::Segment,
         ]
     }
 
@@ -466,7 +471,7 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_record_decodes_or_is_refused(which in 0usize..6, at: prop::sample::Index, byte: u8) {
+        fn a_changed_record_decodes_or_is_refused(which in 0usize..7, at: prop::sample::Index, byte: u8) {
             let mut bytes = to_worker()[which].encode();
             let at = at.index(bytes.len());
             bytes[at] = byte;

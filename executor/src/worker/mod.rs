@@ -29,7 +29,11 @@ use std::{
     time::Duration,
 };
 
-use gleaner_fabric::{Geometry, Side, tcp::TcpLink};
+use gleaner_fabric::{
+    Geometry, Link, Side,
+    shm::{Segment, ShmLink},
+    tcp::TcpLink,
+};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use self::{
@@ -102,12 +106,15 @@ fn serve(agent: OwnedFd, lanes: Lanes, clock: Clock) -> Result<(), WorkerError> 
     lanes.tell_all(|| Mail::Start(shared))?;
     answer(shared, &FromWorker::Ready)?;
     let mut libraries = Libraries::new();
+    let mut segment = None;
     loop {
         match receive(&shared.agent)? {
             (ToWorker::Init { .. }, _) => return Err(WorkerError::Init("it came twice")),
+            (ToWorker::Segment, file) => segment = Some(file.ok_or(WorkerError::NoDescriptor)?),
             (ToWorker::AddLink { session, lane, geometry, waiting }, socket) => {
                 let socket = socket.ok_or(WorkerError::NoDescriptor)?;
-                add_link(shared, &lanes, (session, lane), geometry, waiting, socket)?;
+                let connection = Connection { socket, segment: segment.take() };
+                add_link(shared, &lanes, (session, lane), geometry, waiting, connection)?;
             }
             (ToWorker::DropSession { session }, _) => {
                 lanes.tell_all(|| Mail::Drop { session })?;
@@ -156,20 +163,39 @@ fn add_link(
     (session, lane): (u16, u16),
     geometry: Geometry,
     waiting: Waiting,
-    socket: OwnedFd,
+    connection: Connection,
 ) -> Result<(), WorkerError> {
     let shape = shared.board.shape();
     let fits = session < shape.sessions && lane < shape.lanes && geometry.window <= shape.window;
     let made = match fits {
-        true => TcpLink::new(socket, Side::Worker, geometry).map_err(|error| error.to_string()),
+        true => connection.into_link(geometry),
         false => Err("the board has no room for its session, lane or window".to_owned()),
     };
     match made {
-        Ok(link) => {
-            let link = Box::new(link);
-            Ok(lanes.tell(lane, Mail::Add { session, waiting, link })?)
-        }
+        Ok(link) => Ok(lanes.tell(lane, Mail::Add { session, waiting, link })?),
         Err(message) => answer(shared, &FromWorker::LinkClosed { session, lane, message }),
+    }
+}
+
+/// A client's connection to one lane, and the memory that its calls go through, if they do.
+struct Connection {
+    socket: OwnedFd,
+    segment: Option<OwnedFd>,
+}
+
+impl Connection {
+    fn into_link(self, geometry: Geometry) -> Result<Box<dyn Link>, String> {
+        let Self { socket, segment } = self;
+        let Some(file) = segment else {
+            let link = TcpLink::new(socket, Side::Worker, geometry);
+            return Ok(Box::new(link.map_err(|error| error.to_string())?));
+        };
+        let segment = Segment::open(file.as_fd(), geometry).map_err(|error| error.to_string())?;
+        segment.prefault().map_err(|error| error.to_string())?;
+        // The client waits for this one byte before it touches the memory: its pages are this lease's now.
+        crate::sys::send_with_fd(socket.as_fd(), &[0], None).map_err(|error| error.to_string())?;
+        let link = ShmLink::new(segment, socket, Side::Worker);
+        Ok(Box::new(link.map_err(|error| error.to_string())?))
     }
 }
 
