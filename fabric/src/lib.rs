@@ -19,9 +19,11 @@ pub mod link;
 pub mod memory;
 pub mod passing;
 pub mod region;
+pub mod shm;
 pub mod tcp;
 pub mod tune;
 
 pub use arena::Arena;
 pub use check::Side;
 pub use link::{Arrival, Block, Geometry, Link, LinkError};
+pub use shm::{Segment, SegmentError, ShmLink};

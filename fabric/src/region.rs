@@ -15,7 +15,7 @@ use crate::tune::HUGE_PAGE_BYTES;
 
 /// One mapping, unmapped on drop.
 #[derive(Debug)]
-struct Mapping {
+pub(crate) struct Mapping {
     base: NonNull<u8>,
     len: usize,
 }
@@ -34,6 +34,33 @@ impl Mapping {
         match NonNull::new(base.cast::<u8>()) {
             Some(base) if base.as_ptr().cast() != libc::MAP_FAILED => Ok(Self { base, len }),
             _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// The first `len` bytes of a file, shared with all who map it.
+    pub(crate) fn shared(fd: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
+        Self::new(len, libc::MAP_SHARED, fd.as_raw_fd())
+    }
+
+    /// Where it starts.
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// Its length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Asks for huge pages from `start` to `end`, if one fits. A system that has none changes nothing.
+    pub(crate) fn advise_huge(&self, start: usize, end: usize) {
+        let end = end.min(self.len);
+        if end.saturating_sub(start) >= HUGE_PAGE_BYTES {
+            // SAFETY: the range lies inside the mapping, and the advice changes no byte of it.
+            unsafe {
+                let base = self.base.as_ptr().add(start);
+                libc::madvise(base.cast(), end - start, libc::MADV_HUGEPAGE);
+            }
         }
     }
 }
@@ -59,14 +86,7 @@ impl Region {
     /// Asks for huge pages from `offset` on: large payloads touch fewer of them, and they are given back faster. The slots
     /// before it stay in small pages. A system that has none changes nothing.
     pub fn advise_huge(&mut self, offset: usize) {
-        let from = offset.next_multiple_of(HUGE_PAGE_BYTES).min(self.0.len);
-        if self.0.len - from >= HUGE_PAGE_BYTES {
-            // SAFETY: the range lies inside the mapping, and the advice changes no byte of it.
-            unsafe {
-                let start = self.0.base.as_ptr().add(from);
-                libc::madvise(start.cast(), self.0.len - from, libc::MADV_HUGEPAGE);
-            }
-        }
+        self.0.advise_huge(offset.next_multiple_of(HUGE_PAGE_BYTES), self.0.len);
     }
 
     /// Its bytes.
@@ -91,7 +111,7 @@ impl Words {
     /// touching what is gone raises SIGBUS.
     pub fn map(fd: BorrowedFd<'_>, words: usize) -> io::Result<Self> {
         let len = words.checked_mul(8).ok_or(io::ErrorKind::InvalidInput)?;
-        Mapping::new(len.max(8), libc::MAP_SHARED, fd.as_raw_fd()).map(Self)
+        Mapping::shared(fd, len.max(8)).map(Self)
     }
 
     /// How many there are.

@@ -1,6 +1,10 @@
 //! The constants that an engineer may turn, with what must hold between them. Operators turn nothing here.
 
+use std::time::Duration;
+
 use gleaner_proto::header::HEADER_LEN;
+
+use crate::link::WINDOW_MAX;
 
 /// Bytes that one receive on a socket may bring in at once: several small calls, or the start of a large one.
 pub const STAGING_BYTES: usize = 16 << 10;
@@ -11,7 +15,23 @@ pub const RECEIVE_ROUNDS: usize = 16;
 /// From this size on, an arena asks for huge pages.
 pub const HUGE_PAGE_BYTES: usize = 2 << 20;
 
+/// Lines of a shared-memory ring, at least: a sender asks what was taken once a round, which costs it a cache miss.
+pub const RING_LINES_MIN: u32 = 16;
+
+/// Empty polls of shared memory after which one asks the socket whether the peer lives: some 100 us, so that the system call
+/// is less than a hundredth of them.
+pub const LIVENESS_POLLS: u32 = 1 << 14;
+
+/// Longest sleep on a futex before the socket is looked at: who is killed wakes nobody.
+pub const FUTEX_SLICE: Duration = Duration::from_millis(50);
+
+/// Receives that one look at the socket does at most: a peer may send more bytes than wake-ups.
+pub const DRAIN_ROUNDS: usize = 4;
+
 const _: () =
     assert!(STAGING_BYTES >= 4 * HEADER_LEN, "a header and a small payload arrive in one receive");
 const _: () = assert!(RECEIVE_ROUNDS > 0, "a poll must make progress");
 const _: () = assert!(HUGE_PAGE_BYTES.is_power_of_two(), "page sizes are");
+const _: () = assert!(RING_LINES_MIN.is_power_of_two(), "a line is found by a mask");
+const _: () = assert!(RING_LINES_MIN <= WINDOW_MAX as u32, "the least is not the most");
+const _: () = assert!(LIVENESS_POLLS > 0 && DRAIN_ROUNDS > 0, "the socket must be looked at");

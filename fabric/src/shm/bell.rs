@@ -1,0 +1,223 @@
+//! How a sender learns that the receiver sleeps, and a receiver that it may: one word a direction, no wake-up lost and none
+//! sent to who is awake.
+//!
+//! ```text
+//! sender:    publish ▶ fence ▶ sleeping != AWAKE? ▶ swap AWAKE ▶ wake, by what was swapped out
+//! receiver:  sleeping = how ▶ fence ▶ look again ▶ sleep
+//! ```
+//!
+//! The two fences order the two stores against the two loads: either the sender sees that the receiver sleeps, or the receiver
+//! sees the message. The swap makes one of many senders' looks the one that wakes. The tests below check this very code under
+//! every order that the memory model allows, and that it fails without either fence or the second look.
+//!
+//! The peer may store anything in the word: what is no way to sleep wakes nobody but itself.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// The receiver looks by itself.
+pub(super) const AWAKE: u32 = 0;
+
+/// How a receiver sleeps, and is to be woken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sleep {
+    /// On the word itself.
+    Futex = 1,
+    /// On its socket.
+    Socket = 2,
+}
+
+/// The word, and the fence that goes with it: std's, or the model's.
+pub(super) trait Word {
+    fn load(&self) -> u32;
+    fn store(&self, value: u32);
+    fn swap(&self, value: u32) -> u32;
+    fn fence();
+}
+
+impl Word for AtomicU32 {
+    fn load(&self) -> u32 {
+        AtomicU32::load(self, Ordering::Relaxed)
+    }
+
+    fn store(&self, value: u32) {
+        AtomicU32::store(self, value, Ordering::Relaxed);
+    }
+
+    fn swap(&self, value: u32) -> u32 {
+        AtomicU32::swap(self, value, Ordering::Relaxed)
+    }
+
+    fn fence() {
+        std::sync::atomic::fence(Ordering::SeqCst);
+    }
+}
+
+/// The receiver is about to sleep. True if it need not: then it is awake again.
+pub(super) fn ask<W: Word>(sleeping: &W, how: Sleep, ready: impl FnOnce() -> bool) -> bool {
+    sleeping.store(how as u32);
+    W::fence();
+    let found = ready();
+    if found {
+        sleeping.store(AWAKE);
+    }
+    found
+}
+
+/// The receiver looks by itself again, whether it was woken or not.
+pub(super) fn withdraw<W: Word>(sleeping: &W) {
+    if sleeping.load() != AWAKE {
+        sleeping.store(AWAKE);
+    }
+}
+
+/// The sender has published: whom to wake, and how.
+#[inline]
+pub(super) fn ring<W: Word>(sleeping: &W) -> Option<Sleep> {
+    W::fence();
+    if sleeping.load() == AWAKE {
+        return None;
+    }
+    match sleeping.swap(AWAKE) {
+        word if word == Sleep::Futex as u32 => Some(Sleep::Futex),
+        word if word == Sleep::Socket as u32 => Some(Sleep::Socket),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use loom::{
+        sync::{
+            Arc, Condvar, Mutex,
+            atomic::{AtomicU32, Ordering, fence},
+        },
+        thread,
+    };
+
+    use super::*;
+
+    const MESSAGES: u32 = 2;
+
+    /// The model's word, as one thread uses it: with its fence, or without.
+    struct Model<'a, const FENCED: bool>(&'a AtomicU32);
+
+    impl<const FENCED: bool> Word for Model<'_, FENCED> {
+        fn load(&self) -> u32 {
+            self.0.load(Ordering::Relaxed)
+        }
+
+        fn store(&self, value: u32) {
+            self.0.store(value, Ordering::Relaxed);
+        }
+
+        fn swap(&self, value: u32) -> u32 {
+            self.0.swap(value, Ordering::Relaxed)
+        }
+
+        fn fence() {
+            if FENCED {
+                fence(Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// What two ends share, and the kernel between them.
+    #[derive(Default)]
+    struct World {
+        published: AtomicU32,
+        sleeping: AtomicU32,
+        byte_in_socket: Mutex<bool>,
+        woken: Condvar,
+    }
+
+    impl World {
+        fn send<const FENCED: bool>(&self, sequence: u32) {
+            self.published.store(sequence, Ordering::Release);
+            let Some(how) = ring(&Model::<FENCED>(&self.sleeping)) else { return };
+            *self.byte_in_socket.lock().unwrap() |= how == Sleep::Socket;
+            self.woken.notify_one();
+        }
+
+        fn holds(&self, sequence: u32) -> bool {
+            self.published.load(Ordering::Acquire) >= sequence
+        }
+
+        /// Sleeps until a message is there. Who sleeps for ever is what the model finds.
+        fn receive<const FENCED: bool>(&self, how: Sleep, sequence: u32, looks_again: bool) {
+            let word = Model::<FENCED>(&self.sleeping);
+            while !self.holds(sequence) {
+                if how == Sleep::Socket {
+                    *self.byte_in_socket.lock().unwrap() = false;
+                }
+                if !ask(&word, how, || looks_again && self.holds(sequence)) {
+                    self.sleep(how);
+                }
+            }
+            withdraw(&word);
+        }
+
+        fn sleep(&self, how: Sleep) {
+            let mut byte = self.byte_in_socket.lock().unwrap();
+            let asleep = |byte: bool| match how {
+                Sleep::Futex => self.sleeping.load(Ordering::Relaxed) == how as u32,
+                Sleep::Socket => !byte,
+            };
+            while asleep(*byte) {
+                byte = self.woken.wait(byte).unwrap();
+            }
+        }
+    }
+
+    /// All orders of a sender of two messages and a receiver who sleeps before each.
+    fn check<const SENDER: bool, const RECEIVER: bool>(how: Sleep, looks_again: bool) {
+        loom::model(move || {
+            let world = Arc::new(World::default());
+            let sender = thread::spawn({
+                let world = Arc::clone(&world);
+                move || (1..=MESSAGES).for_each(|sequence| world.send::<SENDER>(sequence))
+            });
+            for sequence in 1..=MESSAGES {
+                world.receive::<RECEIVER>(how, sequence, looks_again);
+            }
+            sender.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn no_wake_up_by_futex_is_lost_in_any_order() {
+        check::<true, true>(Sleep::Futex, true);
+    }
+
+    #[test]
+    fn no_wake_up_by_socket_is_lost_in_any_order() {
+        check::<true, true>(Sleep::Socket, true);
+    }
+
+    #[test]
+    #[should_panic = "deadlock"]
+    fn without_the_senders_fence_one_is_lost() {
+        check::<false, true>(Sleep::Futex, true);
+    }
+
+    #[test]
+    #[should_panic = "deadlock"]
+    fn without_the_receivers_fence_one_is_lost() {
+        check::<true, false>(Sleep::Futex, true);
+    }
+
+    #[test]
+    #[should_panic = "deadlock"]
+    fn without_the_second_look_one_is_lost() {
+        check::<true, true>(Sleep::Futex, false);
+    }
+
+    #[test]
+    fn what_is_no_way_to_sleep_wakes_nobody() {
+        for word in [3, 7, u32::MAX] {
+            let sleeping = std::sync::atomic::AtomicU32::new(word);
+            assert_eq!(ring(&sleeping), None);
+            assert_eq!(sleeping.into_inner(), AWAKE);
+        }
+    }
+}

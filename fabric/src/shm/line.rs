@@ -1,0 +1,69 @@
+//! One line of a ring: a header that another process writes while we look. Only atomics, so that each look is one value.
+//!
+//! The header's reserved bytes hold the message's number in its direction, 32 bits from 1 on, which wrap; it is stored last,
+//! with Release, so that who sees it sees the rest of the line and the payload. A number that was left from the ring's last
+//! round is smaller by the ring's length, and therefore no message.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use gleaner_proto::header::HEADER_LEN;
+
+const WORDS: usize = HEADER_LEN / 8;
+const LAST: usize = WORDS - 1;
+
+/// A header's place in a ring.
+#[derive(Debug)]
+#[repr(transparent)]
+pub(crate) struct Line([AtomicU64; WORDS]);
+
+impl Line {
+    /// True if message number `sequence` lies here.
+    pub(crate) fn holds(&self, sequence: u32) -> bool {
+        u64::from_le(self.0[LAST].load(Ordering::Acquire)) as u32 == sequence
+    }
+
+    /// Copies the message with this number, if it is here, as it was posted: less its number.
+    #[inline]
+    pub(crate) fn snapshot(&self, sequence: u32) -> Option<[u8; HEADER_LEN]> {
+        let last = u64::from_le(self.0[LAST].load(Ordering::Acquire));
+        if last as u32 != sequence {
+            return None;
+        }
+        let mut bytes = [0; HEADER_LEN];
+        let (parts, _) = bytes.as_chunks_mut::<8>();
+        for (part, word) in parts.iter_mut().zip(&self.0[..LAST]) {
+            *part = word.load(Ordering::Relaxed).to_ne_bytes();
+        }
+        parts[LAST] = (last & !u64::from(u32::MAX)).to_le_bytes();
+        Some(bytes)
+    }
+
+    /// Stores a header and then its number.
+    #[inline]
+    pub(crate) fn publish(&self, sequence: u32, header: &[u8; HEADER_LEN]) {
+        let (parts, _) = header.as_chunks::<8>();
+        for (part, word) in parts.iter().zip(&self.0[..LAST]) {
+            word.store(u64::from_ne_bytes(*part), Ordering::Relaxed);
+        }
+        let reserved = u64::from_le_bytes(parts[LAST]) & !u64::from(u32::MAX);
+        self.0[LAST].store((reserved | u64::from(sequence)).to_le(), Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_gives_back_what_was_published_under_its_number_alone() {
+        let line = Line(Default::default());
+        assert_eq!(line.snapshot(1), None);
+        let mut header: [u8; HEADER_LEN] = std::array::from_fn(|at| at as u8);
+        header[56..60].fill(0);
+        line.publish(u32::MAX, &header);
+        assert!(line.holds(u32::MAX) && !line.holds(0));
+        assert_eq!(line.snapshot(u32::MAX), Some(header));
+        assert_eq!(line.snapshot(u32::MAX - 16), None);
+    }
+}

@@ -1,0 +1,265 @@
+//! The `shm` backend: a link between two processes of one node, over a sealed memory file and a Unix socket.
+//!
+//! Set-up is the caller's: it hands over the mapped [`Segment`] and one end of a connected stream socket. A message is its
+//! payload, in place in the region, and its header in the next line of the direction's ring, whose last word says that it is
+//! there. Each end keeps its own counters and believes none of the peer's. Who polls looks at one line and calls nothing; who
+//! sleeps says so in its bell, and is woken by the futex there or by a byte in the socket. The socket's end is the peer's.
+//!
+//! ```text
+//! post: payload in place ──▶ ring line (Release) ──▶ bell: sleeps? futex or a byte     poll: ring line (Acquire) ──▶ snapshot
+//! ```
+#![deny(unsafe_code)]
+
+mod bell;
+mod futex;
+mod layout;
+mod line;
+mod segment;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use bell::Sleep;
+use gleaner_proto::header::Header;
+pub use layout::{Direction, Half, Layout};
+use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
+pub use segment::{Segment, SegmentError};
+
+use crate::{
+    check::{self, Side},
+    link::{Arrival, Block, Geometry, Link, LinkError},
+    tune::{DRAIN_ROUNDS, FUTEX_SLICE, LIVENESS_POLLS},
+};
+
+/// One end of a link over shared memory.
+#[derive(Debug)]
+pub struct ShmLink {
+    segment: Segment,
+    socket: OwnedFd,
+    side: Side,
+    outbound: Direction,
+    inbound: Direction,
+    /// The number of the last message posted, and of the last that the peer is known to have taken.
+    posted: u32,
+    confirmed: u32,
+    /// The number of the last message polled.
+    polled: u32,
+    /// Empty polls since the socket was looked at.
+    idle_polls: u32,
+    /// Our bell may say that we sleep.
+    asked: bool,
+    /// The peer is gone: what it posted before still counts.
+    closed: bool,
+}
+
+impl ShmLink {
+    /// Makes a link of a mapped segment and one end of a connected Unix stream socket, which then belongs to it.
+    pub fn new(segment: Segment, socket: OwnedFd, side: Side) -> Self {
+        let outbound = Direction::sent_by(side);
+        Self {
+            segment,
+            socket,
+            side,
+            outbound,
+            inbound: outbound.opposite(),
+            posted: 0,
+            confirmed: 0,
+            polled: 0,
+            idle_polls: 0,
+            asked: false,
+            closed: false,
+        }
+    }
+
+    /// The next message is here.
+    fn ready(&self) -> bool {
+        let next = self.polled.wrapping_add(1);
+        self.segment.line(self.inbound, next).holds(next)
+    }
+
+    /// A poll found nothing. Now and then, asks whether the peer still lives.
+    #[cold]
+    fn idle(&mut self) -> Result<Option<Arrival>, LinkError> {
+        self.idle_polls += 1;
+        if self.idle_polls < LIVENESS_POLLS && !self.closed {
+            return Ok(None);
+        }
+        self.look_at_socket()?;
+        // What it posted before it went was there before its socket ended.
+        match self.closed && !self.ready() {
+            true => Err(LinkError::Closed),
+            false => Ok(None),
+        }
+    }
+
+    /// Takes old wake-ups off the socket and finds out whether the peer has gone.
+    fn look_at_socket(&mut self) -> Result<(), LinkError> {
+        self.idle_polls = 0;
+        let mut wake_ups = [0; 64];
+        for _ in 0..DRAIN_ROUNDS {
+            match recv(self.socket.as_raw_fd(), &mut wake_ups, MsgFlags::MSG_DONTWAIT) {
+                Ok(0) | Err(nix::Error::ECONNRESET) => {
+                    self.closed = true;
+                    break;
+                }
+                Ok(taken) if taken == wake_ups.len() => {}
+                Ok(_) | Err(nix::Error::EAGAIN | nix::Error::EINTR) => break,
+                Err(error) => return Err(system("receive wake-ups", error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The ring is full as far as is known: looks at what the peer has taken by now.
+    #[cold]
+    fn confirm(&mut self) -> Result<(), LinkError> {
+        let taken = self.segment.taken(self.outbound).load(Ordering::Acquire);
+        let newly = taken.wrapping_sub(self.confirmed);
+        // More than was posted is a lie, and worth nothing; any other only hurts who tells it.
+        if (1..=self.segment.layout().lines).contains(&newly) {
+            self.confirmed = taken;
+            return Ok(());
+        }
+        self.look_at_socket()?;
+        match self.closed {
+            true => Err(LinkError::Closed),
+            false => Err(LinkError::Window { window: self.segment.geometry().window }),
+        }
+    }
+
+    /// Wakes the peer, if it sleeps.
+    fn ring(&mut self) -> Result<(), LinkError> {
+        let sleeping = self.segment.sleeping(self.outbound);
+        match bell::ring(sleeping) {
+            None => Ok(()),
+            Some(Sleep::Futex) => {
+                futex::wake(sleeping);
+                Ok(())
+            }
+            Some(Sleep::Socket) => self.send_wake_up(),
+        }
+    }
+
+    fn send_wake_up(&mut self) -> Result<(), LinkError> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        match send(self.socket.as_raw_fd(), &[1], flags) {
+            // A socket without room is readable as it is.
+            Ok(_) | Err(nix::Error::EAGAIN) => Ok(()),
+            Err(nix::Error::EPIPE | nix::Error::ECONNRESET) => {
+                self.closed = true;
+                Err(LinkError::Closed)
+            }
+            Err(error) => Err(system("send a wake-up", error)),
+        }
+    }
+
+    /// Tells the peer that we are about to sleep. True if a message is here.
+    fn ask(&mut self, how: Sleep) -> bool {
+        let ready = bell::ask(self.segment.sleeping(self.inbound), how, || self.ready());
+        self.asked = !ready;
+        ready
+    }
+
+    /// Tells the peer that we look by ourselves again.
+    fn withdraw(&mut self) {
+        bell::withdraw(self.segment.sleeping(self.inbound));
+        self.asked = false;
+    }
+}
+
+impl Link for ShmLink {
+    fn geometry(&self) -> Geometry {
+        self.segment.geometry()
+    }
+
+    fn outgoing(&mut self, block: Block) -> &mut [u8] {
+        self.segment.room(self.outbound, block)
+    }
+
+    fn post(&mut self, block: Block, header: &Header) -> Result<(), LinkError> {
+        debug_assert_eq!(header.block, block.index(), "the header names another block");
+        debug_assert!(header.payload_len <= block.capacity, "the payload exceeds its block");
+        if self.closed {
+            return Err(LinkError::Closed);
+        }
+        if self.posted.wrapping_sub(self.confirmed) == self.segment.layout().lines {
+            self.confirm()?;
+        }
+        self.posted = self.posted.wrapping_add(1);
+        self.segment.line(self.outbound, self.posted).publish(self.posted, &header.encode());
+        self.ring()
+    }
+
+    fn poll(&mut self) -> Result<Option<Arrival>, LinkError> {
+        let next = self.polled.wrapping_add(1);
+        let Some(snapshot) = self.segment.line(self.inbound, next).snapshot(next) else {
+            return self.idle();
+        };
+        self.polled = next;
+        self.segment.taken(self.inbound).store(next, Ordering::Release);
+        if self.asked {
+            self.withdraw();
+        }
+        check::arrival(self.segment.geometry(), self.side, &snapshot).map(Some)
+    }
+
+    fn incoming(&self, arrival: &Arrival) -> &[u8] {
+        self.segment.payload(self.inbound, arrival)
+    }
+
+    fn exchange(&mut self, arrival: &Arrival, reply: Block) -> (&mut [u8], &mut [u8]) {
+        self.segment.exchange(self.inbound, arrival, reply)
+    }
+
+    fn unsent(&self) -> bool {
+        false
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Result<(), LinkError> {
+        let end = Instant::now().checked_add(timeout);
+        while !self.ready() && !self.ask(Sleep::Futex) {
+            // After asking: a peer that leaves from here on rings.
+            self.look_at_socket()?;
+            let left = end.map_or(Duration::MAX, |end| end.duration_since(Instant::now()));
+            if self.closed || left.is_zero() {
+                break;
+            }
+            // In slices: a peer that is killed does not ring, and a hostile one may have moved our sleep elsewhere.
+            futex::wait(
+                self.segment.sleeping(self.inbound),
+                Sleep::Futex as u32,
+                left.min(FUTEX_SLICE),
+            )
+            .map_err(|source| LinkError::Io { step: "sleep on the futex", source })?;
+        }
+        self.withdraw();
+        Ok(())
+    }
+
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.socket.as_fd())
+    }
+
+    fn arm(&mut self) -> Result<bool, LinkError> {
+        // Before asking: the byte of a message that comes after it must stay.
+        self.look_at_socket()?;
+        Ok(self.closed || self.ask(Sleep::Socket))
+    }
+}
+
+impl Drop for ShmLink {
+    fn drop(&mut self) {
+        // First the end that the peer shall see, then the wake-up to look at it. A peer that went first needs neither.
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+        let _ = self.ring();
+    }
+}
+
+fn system(step: &'static str, error: nix::Error) -> LinkError {
+    LinkError::Io { step, source: error.into() }
+}

@@ -1,0 +1,288 @@
+//! The memory that a client and a worker on one node share: a sealed memory file, mapped by both.
+//!
+//! The agent makes it, passes the descriptor to both and keeps one; the worker fills in the pages, so that they are charged to
+//! its lease; at the lease's end the agent takes the pages back, whoever still maps them.
+//!
+//! ```text
+//! agent: create ──fd──▶ worker: open, prefault      ──fd──▶ client: open      agent: punch
+//! ```
+// UNSAFETY: another process writes this mapping while we look. What says where things lie is seen as atomics alone. Payloads
+// are slices, in ranges of one region that the geometry has checked: by `Link`'s rule the peer does not touch a block that is
+// ours. A peer that breaks the rule is outside Rust's model, as for every mapped file; it changes bytes that had any value to
+// begin with and that nobody may look at twice, never a length or a place.
+#![allow(unsafe_code)]
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use gleaner_proto::header::{GUARD_LEN, HEADER_LEN};
+use nix::{
+    fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl},
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        stat::fstat,
+        statfs::{TMPFS_MAGIC, fstatfs},
+    },
+    unistd::ftruncate,
+};
+
+use super::{
+    layout::{Direction, Layout},
+    line::Line,
+};
+use crate::{
+    link::{Arrival, BadGeometry, Block, Geometry},
+    region::Mapping,
+};
+
+/// Without these a peer could change the size under us.
+const SEALS: SealFlag =
+    SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW).union(SealFlag::F_SEAL_SEAL);
+
+/// Not executable, and never to be: since Linux 6.3, `MFD_NOEXEC_SEAL`.
+const NO_EXEC: MFdFlags = MFdFlags::from_bits_retain(8);
+
+/// One process's view of a segment.
+#[derive(Debug)]
+pub struct Segment {
+    mapping: Mapping,
+    geometry: Geometry,
+    layout: Layout,
+}
+
+/// Why a segment cannot be made or used.
+#[derive(Debug, thiserror::Error)]
+pub enum SegmentError {
+    /// No segment has such a geometry.
+    #[error(transparent)]
+    Geometry(#[from] BadGeometry),
+    /// The descriptor is of another kind of file, whose pages can fail under us.
+    #[error(
+        "shared segment: the descriptor that was passed is no memory file of small pages; \
+         pass one that Segment::create made, or force the transport tcp"
+    )]
+    NotMemory,
+    /// Who holds the file could shrink it, and reading it would end us.
+    #[error(
+        "shared segment: the memory file lacks the seals {missing:?}, so its size is not fixed; \
+         pass one that Segment::create made, or force the transport tcp"
+    )]
+    Unsealed {
+        /// What is not there.
+        missing: SealFlag,
+    },
+    /// It was made for another geometry.
+    #[error(
+        "shared segment: the memory file has {found} bytes and {geometry:?} needs {expected}; \
+         both ends must use the geometry agreed on when the session attached"
+    )]
+    Size {
+        /// The file's bytes.
+        found: u64,
+        /// The geometry's.
+        expected: u64,
+        /// What was agreed on.
+        geometry: Geometry,
+    },
+    /// The operating system refused.
+    #[error("shared segment of {bytes} bytes: cannot {step}: {source}; {remedy}")]
+    System {
+        /// What was tried.
+        step: &'static str,
+        /// The segment's size.
+        bytes: u64,
+        /// The system's answer.
+        source: io::Error,
+        /// What helps.
+        remedy: &'static str,
+    },
+}
+
+impl Segment {
+    /// Makes the memory file for a geometry. No page of it exists yet.
+    pub fn create(geometry: Geometry) -> Result<OwnedFd, SegmentError> {
+        let bytes = Layout::new(geometry)?.bytes as u64;
+        let failed = |step, remedy| move |error| system(step, bytes, error, remedy);
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = match memfd_create("gleaner-link", flags | NO_EXEC) {
+            Err(nix::Error::EINVAL) => memfd_create("gleaner-link", flags),
+            made => made,
+        }
+        .map_err(failed("make a memory file", "raise the limit on open files"))?;
+        ftruncate(&file, bytes as i64)
+            .map_err(failed("set the memory file's size", "use a smaller arena or window"))?;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SEALS))
+            .map_err(failed("seal the memory file", "Gleaner needs Linux 3.17 or later"))?;
+        Ok(file)
+    }
+
+    /// Maps a memory file that somebody else made. What could hurt later is refused before it is mapped: a size that may
+    /// change, and pages that may be missing when they are touched.
+    pub fn open(file: BorrowedFd<'_>, geometry: Geometry) -> Result<Self, SegmentError> {
+        let layout = Layout::new(geometry)?;
+        check_file(file, geometry, layout.bytes as u64)?;
+        let mapping = Mapping::shared(file, layout.bytes).map_err(|source| {
+            let (bytes, remedy) = (layout.bytes as u64, "raise the limit on address space");
+            SegmentError::System { step: "map the memory file", bytes, source, remedy }
+        })?;
+        let segment = Self { mapping, geometry, layout };
+        segment.advise_huge();
+        Ok(segment)
+    }
+
+    /// Brings every page into existence, charged to the caller's cgroup, and into the caller's page tables. In a process
+    /// that comes second only the page tables are left to fill. What was written stays.
+    pub fn prefault(&self) -> Result<(), SegmentError> {
+        let (base, len) = (self.mapping.base().as_ptr(), self.mapping.len());
+        // SAFETY: the range is the mapping's own, and the advice changes no byte of it.
+        match unsafe { libc::madvise(base.cast(), len, libc::MADV_POPULATE_WRITE) } {
+            0 => Ok(()),
+            _ => match io::Error::last_os_error() {
+                error if error.raw_os_error() == Some(libc::EINVAL) => {
+                    self.touch();
+                    Ok(())
+                }
+                source => Err(SegmentError::System {
+                    step: "fill in its pages",
+                    bytes: len as u64,
+                    source,
+                    remedy: "raise the lease's memory, or use a smaller arena or window",
+                }),
+            },
+        }
+    }
+
+    /// Takes every page of a memory file back, also from those who still map it: they read zeros from now on, and what they
+    /// write is theirs to pay for.
+    pub fn punch(file: impl AsFd) -> Result<(), SegmentError> {
+        let remedy = "close the descriptor: the pages go when nobody maps them any more";
+        let size =
+            fstat(&file).map_err(|error| system("look at its size", 0, error, remedy))?.st_size;
+        let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&file, how, 0, size)
+            .map_err(|error| system("give its pages back", size as u64, error, remedy))
+    }
+
+    /// What it was opened with.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Where things lie in it.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// How the receiver of this direction sleeps.
+    pub(super) fn sleeping(&self, direction: Direction) -> &AtomicU32 {
+        self.word(self.layout.half(direction).sleeping)
+    }
+
+    /// The number of the last message that the receiver of this direction has taken.
+    pub(super) fn taken(&self, direction: Direction) -> &AtomicU32 {
+        self.word(self.layout.half(direction).taken)
+    }
+
+    /// The ring's line for the message with this number.
+    #[inline]
+    pub(super) fn line(&self, direction: Direction, sequence: u32) -> &Line {
+        let at = self.layout.line(direction, sequence);
+        debug_assert!(at + HEADER_LEN <= self.mapping.len());
+        // SAFETY: the layout's lines lie inside the mapping, which has the layout's size, and are 64-aligned; a line is
+        // atomics alone, for which every bit pattern is a value.
+        unsafe { self.mapping.base().add(at).cast::<Line>().as_ref() }
+    }
+
+    /// An arrival's payload.
+    pub(super) fn payload(&self, direction: Direction, arrival: &Arrival) -> &[u8] {
+        // SAFETY: inside the region, and ours to read until the slot is used again.
+        unsafe { &*self.payload_at(direction, arrival) }
+    }
+
+    /// The payload and guard of a block that is to be sent.
+    pub(super) fn room(&mut self, direction: Direction, block: Block) -> &mut [u8] {
+        // SAFETY: inside the region, and ours to write until it is posted; `&mut self` is our only access.
+        unsafe { &mut *self.room_at(direction, block) }
+    }
+
+    /// An arrival's payload, and the block of its reply in the other direction's region.
+    pub(super) fn exchange(
+        &mut self,
+        inbound: Direction,
+        arrival: &Arrival,
+        reply: Block,
+    ) -> (&mut [u8], &mut [u8]) {
+        // SAFETY: as above; the two lie in two regions, which do not overlap.
+        unsafe {
+            (&mut *self.payload_at(inbound, arrival), &mut *self.room_at(inbound.opposite(), reply))
+        }
+    }
+
+    fn payload_at(&self, direction: Direction, arrival: &Arrival) -> *mut [u8] {
+        let len = arrival.header.payload_len as usize;
+        self.bytes(direction, arrival.block.payload_offset() as usize, len)
+    }
+
+    fn room_at(&self, direction: Direction, block: Block) -> *mut [u8] {
+        self.bytes(direction, block.payload_offset() as usize, block.capacity as usize + GUARD_LEN)
+    }
+
+    /// Bytes of a region. Panics if they are not: callers have checked what peers named.
+    fn bytes(&self, direction: Direction, start: usize, len: usize) -> *mut [u8] {
+        let region = self.layout.region_bytes;
+        assert!(start <= region && len <= region - start, "bytes outside the region");
+        let at = self.layout.half(direction).region + start;
+        std::ptr::slice_from_raw_parts_mut(self.mapping.base().as_ptr().wrapping_add(at), len)
+    }
+
+    /// A word of the control area or, for [`touch`](Self::touch), of any page.
+    fn word(&self, at: usize) -> &AtomicU32 {
+        debug_assert!(at.is_multiple_of(4) && at < self.mapping.len());
+        // SAFETY: inside the mapping and 4-aligned, and every bit pattern is a value.
+        unsafe { self.mapping.base().add(at).cast::<AtomicU32>().as_ref() }
+    }
+
+    /// Writes to each page what is there: for kernels before 5.14, which do not know how to be asked.
+    fn touch(&self) {
+        for at in (0..self.mapping.len()).step_by(4096) {
+            let _ = self.word(at).compare_exchange(0, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// Huge pages for large arenas, where the system has them for shared memory
+    /// (`/sys/kernel/mm/transparent_hugepage/shmem_enabled`: `advise`, `within_size` or `always`).
+    fn advise_huge(&self) {
+        let arena = (self.geometry.arena_offset() as usize).next_multiple_of(4096);
+        for direction in [Direction::Requests, Direction::Responses] {
+            let region = self.layout.half(direction).region;
+            self.mapping.advise_huge(region + arena, region + self.layout.region_bytes);
+        }
+    }
+}
+
+/// Refuses a file whose size or pages could change under us.
+fn check_file(file: BorrowedFd<'_>, geometry: Geometry, bytes: u64) -> Result<(), SegmentError> {
+    let failed = |step| move |error| system(step, bytes, error, "force the transport tcp");
+    let kind = fstatfs(file).map_err(failed("look at its file system"))?.filesystem_type();
+    if kind != TMPFS_MAGIC {
+        return Err(SegmentError::NotMemory);
+    }
+    let seals = fcntl(file, FcntlArg::F_GET_SEALS).map_err(failed("read its seals"))?;
+    let missing = SEALS.difference(SealFlag::from_bits_retain(seals));
+    if !missing.is_empty() {
+        return Err(SegmentError::Unsealed { missing });
+    }
+    // After the seals: what is sealed stays as it is seen.
+    let found = fstat(file).map_err(failed("look at its size"))?.st_size as u64;
+    match found == bytes {
+        true => Ok(()),
+        false => Err(SegmentError::Size { found, expected: bytes, geometry }),
+    }
+}
+
+fn system(step: &'static str, bytes: u64, error: nix::Error, remedy: &'static str) -> SegmentError {
+    SegmentError::System { step, bytes, source: error.into(), remedy }
+}
