@@ -75,8 +75,11 @@ impl Control {
 
     /// Dials the executor of this node.
     pub(crate) fn local(path: &str) -> Result<Self, AttachError> {
-        let failed =
-            |source| AttachError::Io { step: "cannot reach the executor at", address: path.to_owned(), source };
+        let failed = |source| AttachError::Io {
+            step: "cannot reach the executor at",
+            address: path.to_owned(),
+            source,
+        };
         Ok(Self::new(UnixStream::connect(path).map_err(failed)?.into(), path))
     }
 

@@ -162,20 +162,15 @@ impl<'a> Dialler<'a> {
         // Not touched before: the pages are to be charged to the lease.
         control.wait_readable(until)?;
         segment.prefault().map_err(failed)?;
-        ShmLink::new(segment, control.into_socket(), Side::Client)
-            .map_err(|error| self.no_link(error))
+        Ok(ShmLink::new(segment, control.into_socket(), Side::Client))
     }
 
     fn tcp(&self, socket: OwnedFd, geometry: Geometry) -> Result<TcpLink, AttachError> {
-        TcpLink::new(socket, Side::Client, geometry).map_err(|error| self.no_link(error))
-    }
-
-    fn no_link(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> AttachError {
-        AttachError::Io {
+        TcpLink::new(socket, Side::Client, geometry).map_err(|error| AttachError::Io {
             step: "cannot set up the link to",
             address: self.lease.address.clone(),
             source: std::io::Error::other(error),
-        }
+        })
     }
 
     fn dial(&self, transport: Transport) -> Result<Control, AttachError> {

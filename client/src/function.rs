@@ -135,7 +135,7 @@ impl Ticket<'_> {
     }
 
     /// Waits for the reply and hands it to `read` in place. `read` may not use the pool.
-    pub fn wait_with<R>(mut self, read: impl FnOnce(&[u8]) -> R) -> Result<R, CallError> {
+    pub fn wait_with<R>(mut self, read: impl FnMut(&[u8]) -> R) -> Result<R, CallError> {
         self.finish(read).map(|(result, _)| result)
     }
 

@@ -6,10 +6,10 @@ use gleaner_proto::v1::{AcquireRequest, Lease, ReleaseRequest};
 
 use crate::{
     calls::{Calls, State},
+    dial::attach_control,
     error::{AcquireError, AttachError, CallError, Failure, HarvesterError},
     event::{PoolEvent, PoolEventKind},
     local::LocalFunction,
-    dial::attach_control,
     session::Session,
     tune::{AVOID_FOR, RELOCATE_BACKOFF},
 };

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use gleaner::{Client, Library, Request, Waiting};
+use gleaner::{Client, Library, Request, Transport, Transports, Waiting};
 use hdrhistogram::Histogram;
 
 use crate::{screen, summary::Summary};

@@ -477,6 +477,7 @@ fn interrupted_deaths() {
             let over = &over;
             scope.spawn(move || watch_processes(cpu, over));
         }
+        let _stop = StopWatching(&over);
         for round in 1..=100 {
             bench.grant(round, LONG);
             let leases = round * 8..round * 8 + 4;

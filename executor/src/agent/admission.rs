@@ -5,6 +5,7 @@
 use std::os::fd::OwnedFd;
 
 use ed25519_dalek::{Signature, VerifyingKey};
+use gleaner_fabric::Geometry;
 use gleaner_lease::{
     holder::AdmitError,
     state::EndReason,

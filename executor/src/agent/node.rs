@@ -13,6 +13,7 @@ use std::{
 };
 
 use ed25519_dalek::VerifyingKey;
+use gleaner_fabric::Geometry;
 use gleaner_lease::{
     holder::{Holder, Stop},
     state::EndReason,

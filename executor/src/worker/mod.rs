@@ -194,8 +194,7 @@ impl Connection {
         segment.prefault().map_err(|error| error.to_string())?;
         // The client waits for this one byte before it touches the memory: its pages are this lease's now.
         crate::sys::send_with_fd(socket.as_fd(), &[0], None).map_err(|error| error.to_string())?;
-        let link = ShmLink::new(segment, socket, Side::Worker);
-        Ok(Box::new(link.map_err(|error| error.to_string())?))
+        Ok(Box::new(ShmLink::new(segment, socket, Side::Worker)))
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! 0    | sleeping, requests | sleeping, responses | taken, requests | taken, responses |   a word each, 128 bytes apart
+//! 64   | whole: not 0 until the memory is taken back |
 //! 512  | ring of requests: lines of 64 bytes | ring of responses |
 //! page | request region: slots, arena |
 //! page | response region: slots, arena |
@@ -21,6 +22,9 @@ const APART: usize = 128;
 
 /// Regions start at multiples of this.
 const PAGE: usize = 4096;
+
+/// The word that says that the memory is still the link's: beside a word that is seldom written.
+pub(super) const WHOLE: usize = 64;
 
 /// Which way messages go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +99,11 @@ impl Layout {
             bytes: (second_region + region_bytes).next_multiple_of(PAGE),
             halves: [half(0, first_region), half(1, second_region)],
         })
+    }
+
+    /// Bytes before the first region.
+    pub fn control_bytes(&self) -> usize {
+        self.halves[0].region
     }
 
     /// The offsets of one direction.

@@ -61,6 +61,9 @@ impl ShmLink {
     /// Makes a link of a mapped segment and one end of a connected Unix stream socket, which then belongs to it.
     pub fn new(segment: Segment, socket: OwnedFd, side: Side) -> Self {
         let outbound = Direction::sent_by(side);
+        if side == Side::Worker {
+            segment.begin();
+        }
         Self {
             segment,
             socket,
@@ -210,6 +213,10 @@ impl Link for ShmLink {
 
     fn incoming(&self, arrival: &Arrival) -> &[u8] {
         self.segment.payload(self.inbound, arrival)
+    }
+
+    fn intact(&self) -> bool {
+        self.segment.is_whole()
     }
 
     fn exchange(&mut self, arrival: &Arrival, reply: Block) -> (&mut [u8], &mut [u8]) {

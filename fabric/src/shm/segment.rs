@@ -15,7 +15,7 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicU32, Ordering, fence},
 };
 
 use gleaner_proto::header::{GUARD_LEN, HEADER_LEN};
@@ -30,13 +30,16 @@ use nix::{
 };
 
 use super::{
-    layout::{Direction, Layout},
+    layout::{Direction, Layout, WHOLE},
     line::Line,
 };
 use crate::{
     link::{Arrival, BadGeometry, Block, Geometry},
     region::Mapping,
 };
+
+/// Bytes that go at once.
+const PAGE: i64 = 4096;
 
 /// Without these a peer could change the size under us.
 const SEALS: SealFlag =
@@ -162,7 +165,9 @@ impl Segment {
         let size =
             fstat(&file).map_err(|error| system("look at its size", 0, error, remedy))?.st_size;
         let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(&file, how, 0, size)
+        // First the page that says that the memory is whole: who finds it so afterwards has read what was there.
+        fallocate(&file, how, 0, PAGE.min(size))
+            .and_then(|()| fallocate(&file, how, 0, size))
             .map_err(|error| system("give its pages back", size as u64, error, remedy))
     }
 
@@ -179,6 +184,17 @@ impl Segment {
     /// How the receiver of this direction sleeps.
     pub(super) fn sleeping(&self, direction: Direction) -> &AtomicU32 {
         self.word(self.layout.half(direction).sleeping)
+    }
+
+    /// Says that the memory is the link's: the worker does, once.
+    pub(super) fn begin(&self) {
+        self.word(WHOLE).store(1, Ordering::Release);
+    }
+
+    /// Whether what was read before this call was still the link's memory: the control area is the first that is punched out.
+    pub(super) fn is_whole(&self) -> bool {
+        fence(Ordering::Acquire);
+        self.word(WHOLE).load(Ordering::Relaxed) != 0
     }
 
     /// The number of the last message that the receiver of this direction has taken.
