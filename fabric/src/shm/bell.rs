@@ -3,10 +3,10 @@
 //!
 //! ```text
 //! sender:    publish ▶ fence ▶ sleeping != AWAKE? ▶ swap AWAKE ▶ wake, by what was swapped out
-//! receiver:  sleeping = how ▶ fence ▶ look again ▶ sleep
+//! receiver:  swap how ▶ fence ▶ look again ▶ sleep
 //! ```
 //!
-//! The two fences order the two stores against the two loads: either the sender sees that the receiver sleeps, or the receiver
+//! Only swaps change the word, so that its values have one order. The two fences order the two stores against the two loads: either the sender sees that the receiver sleeps, or the receiver
 //! sees the message. The swap makes one of many senders' looks the one that wakes. The tests below check this very code under
 //! every order that the memory model allows, and that it fails without either fence or the second look.
 //!
@@ -30,7 +30,6 @@ pub(super) enum Sleep {
 /// The word, and the fence that goes with it: std's, or the model's.
 pub(super) trait Word {
     fn load(&self) -> u32;
-    fn store(&self, value: u32);
     fn swap(&self, value: u32) -> u32;
     fn fence();
 }
@@ -38,10 +37,6 @@ pub(super) trait Word {
 impl Word for AtomicU32 {
     fn load(&self) -> u32 {
         AtomicU32::load(self, Ordering::Relaxed)
-    }
-
-    fn store(&self, value: u32) {
-        AtomicU32::store(self, value, Ordering::Relaxed);
     }
 
     fn swap(&self, value: u32) -> u32 {
@@ -55,11 +50,11 @@ impl Word for AtomicU32 {
 
 /// The receiver is about to sleep. True if it need not: then it is awake again.
 pub(super) fn ask<W: Word>(sleeping: &W, how: Sleep, ready: impl FnOnce() -> bool) -> bool {
-    sleeping.store(how as u32);
+    sleeping.swap(how as u32);
     W::fence();
     let found = ready();
     if found {
-        sleeping.store(AWAKE);
+        sleeping.swap(AWAKE);
     }
     found
 }
@@ -67,7 +62,7 @@ pub(super) fn ask<W: Word>(sleeping: &W, how: Sleep, ready: impl FnOnce() -> boo
 /// The receiver looks by itself again, whether it was woken or not.
 pub(super) fn withdraw<W: Word>(sleeping: &W) {
     if sleeping.load() != AWAKE {
-        sleeping.store(AWAKE);
+        sleeping.swap(AWAKE);
     }
 }
 
@@ -97,7 +92,8 @@ mod tests {
 
     use super::*;
 
-    const MESSAGES: u32 = 2;
+    /// All orders of one message; of two, those with so many preemptions: without a bound, minutes.
+    const BOUNDS: [(u32, Option<usize>); 2] = [(1, None), (2, Some(3))];
 
     /// The model's word, as one thread uses it: with its fence, or without.
     struct Model<'a, const FENCED: bool>(&'a AtomicU32);
@@ -105,10 +101,6 @@ mod tests {
     impl<const FENCED: bool> Word for Model<'_, FENCED> {
         fn load(&self) -> u32 {
             self.0.load(Ordering::Relaxed)
-        }
-
-        fn store(&self, value: u32) {
-            self.0.store(value, Ordering::Relaxed);
         }
 
         fn swap(&self, value: u32) -> u32 {
@@ -127,15 +119,28 @@ mod tests {
     struct World {
         published: AtomicU32,
         sleeping: AtomicU32,
-        byte_in_socket: Mutex<bool>,
+        kernel: Mutex<Kernel>,
         woken: Condvar,
+    }
+
+    #[derive(Default)]
+    struct Kernel {
+        byte_in_socket: bool,
+        /// The sender has sent all: who sleeps now, sleeps for ever.
+        over: bool,
     }
 
     impl World {
         fn send<const FENCED: bool>(&self, sequence: u32) {
             self.published.store(sequence, Ordering::Release);
-            let Some(how) = ring(&Model::<FENCED>(&self.sleeping)) else { return };
-            *self.byte_in_socket.lock().unwrap() |= how == Sleep::Socket;
+            if let Some(how) = ring(&Model::<FENCED>(&self.sleeping)) {
+                self.kernel.lock().unwrap().byte_in_socket |= how == Sleep::Socket;
+                self.woken.notify_one();
+            }
+        }
+
+        fn end(&self) {
+            self.kernel.lock().unwrap().over = true;
             self.woken.notify_one();
         }
 
@@ -143,12 +148,11 @@ mod tests {
             self.published.load(Ordering::Acquire) >= sequence
         }
 
-        /// Sleeps until a message is there. Who sleeps for ever is what the model finds.
         fn receive<const FENCED: bool>(&self, how: Sleep, sequence: u32, looks_again: bool) {
             let word = Model::<FENCED>(&self.sleeping);
             while !self.holds(sequence) {
                 if how == Sleep::Socket {
-                    *self.byte_in_socket.lock().unwrap() = false;
+                    self.kernel.lock().unwrap().byte_in_socket = false;
                 }
                 if !ask(&word, how, || looks_again && self.holds(sequence)) {
                     self.sleep(how);
@@ -158,30 +162,38 @@ mod tests {
         }
 
         fn sleep(&self, how: Sleep) {
-            let mut byte = self.byte_in_socket.lock().unwrap();
-            let asleep = |byte: bool| match how {
+            let mut kernel = self.kernel.lock().unwrap();
+            let asleep = |kernel: &Kernel| match how {
                 Sleep::Futex => self.sleeping.load(Ordering::Relaxed) == how as u32,
-                Sleep::Socket => !byte,
+                Sleep::Socket => !kernel.byte_in_socket,
             };
-            while asleep(*byte) {
-                byte = self.woken.wait(byte).unwrap();
+            while asleep(&kernel) {
+                assert!(!kernel.over, "a wake-up was lost");
+                kernel = self.woken.wait(kernel).unwrap();
             }
         }
     }
 
-    /// All orders of a sender of two messages and a receiver who sleeps before each.
+    /// A sender of some messages, and a receiver who sleeps before each.
     fn check<const SENDER: bool, const RECEIVER: bool>(how: Sleep, looks_again: bool) {
-        loom::model(move || {
-            let world = Arc::new(World::default());
-            let sender = thread::spawn({
-                let world = Arc::clone(&world);
-                move || (1..=MESSAGES).for_each(|sequence| world.send::<SENDER>(sequence))
+        for (messages, preemption_bound) in BOUNDS {
+            let mut model = loom::model::Builder::new();
+            model.preemption_bound = preemption_bound;
+            model.check(move || {
+                let world = Arc::new(World::default());
+                let sender = thread::spawn({
+                    let world = Arc::clone(&world);
+                    move || {
+                        (1..=messages).for_each(|sequence| world.send::<SENDER>(sequence));
+                        world.end();
+                    }
+                });
+                for sequence in 1..=messages {
+                    world.receive::<RECEIVER>(how, sequence, looks_again);
+                }
+                sender.join().unwrap();
             });
-            for sequence in 1..=MESSAGES {
-                world.receive::<RECEIVER>(how, sequence, looks_again);
-            }
-            sender.join().unwrap();
-        });
+        }
     }
 
     #[test]
@@ -195,19 +207,19 @@ mod tests {
     }
 
     #[test]
-    #[should_panic = "deadlock"]
+    #[should_panic = "a wake-up was lost"]
     fn without_the_senders_fence_one_is_lost() {
         check::<false, true>(Sleep::Futex, true);
     }
 
     #[test]
-    #[should_panic = "deadlock"]
+    #[should_panic = "a wake-up was lost"]
     fn without_the_receivers_fence_one_is_lost() {
         check::<true, false>(Sleep::Futex, true);
     }
 
     #[test]
-    #[should_panic = "deadlock"]
+    #[should_panic = "a wake-up was lost"]
     fn without_the_second_look_one_is_lost() {
         check::<true, true>(Sleep::Futex, false);
     }

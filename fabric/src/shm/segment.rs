@@ -262,7 +262,7 @@ impl Segment {
     }
 
     /// Writes to each page what is there: for kernels before 5.14, which do not know how to be asked.
-    fn touch(&self) {
+    pub(super) fn touch(&self) {
         for at in (0..self.mapping.len()).step_by(4096) {
             let _ = self.word(at).compare_exchange(0, 0, Ordering::Relaxed, Ordering::Relaxed);
         }

@@ -4,13 +4,27 @@
 
 use std::{
     fs::File,
-    os::{fd::OwnedFd, unix::fs::FileExt, unix::net::UnixStream},
+    io::Write,
+    os::{
+        fd::OwnedFd,
+        unix::{fs::FileExt, net::UnixStream},
+    },
     process::{Child, Command},
     thread,
     time::{Duration, Instant},
 };
 
-use gleaner_proto::header::HEADER_LEN;
+use gleaner_proto::header::{GUARD_LEN, HEADER_LEN, Kind, Status};
+use nix::{
+    fcntl::{FcntlArg, SealFlag, fcntl},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        stat::fstat,
+    },
+    unistd::ftruncate,
+};
+use proptest::prelude::*;
 
 use super::*;
 use crate::conformance::{HostilePair, Pair};
@@ -35,7 +49,7 @@ fn pair(geometry: Geometry) -> Pair {
 struct Hostile {
     file: File,
     layout: Layout,
-    _socket: UnixStream,
+    socket: UnixStream,
 }
 
 impl Hostile {
@@ -44,7 +58,7 @@ impl Hostile {
         let (socket, ours) = UnixStream::pair().unwrap();
         let link = ShmLink::new(open(&file, geometry), ours.into(), side);
         let layout = Layout::new(geometry).unwrap();
-        (Self { file: file.into(), layout, _socket: socket }, link)
+        (Self { file: file.into(), layout, socket }, link)
     }
 
     fn write(&self, at: usize, bytes: &[u8]) {
@@ -69,3 +83,350 @@ fn hostile(geometry: Geometry) -> HostilePair {
 }
 
 crate::conformance_suite!(pair, hostile);
+
+const SMALL: Geometry = Geometry { window: 4, slot_bytes: 256, arena_bytes: 4096 };
+/// Longest that anything here may take before its test fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn header(kind: Kind, sequence: u64) -> Header {
+    Header {
+        generation: 1,
+        slot: 0,
+        kind,
+        status: Status::Ok,
+        epoch: 1,
+        invocation: sequence,
+        function: 0,
+        code: 0,
+        payload_len: 8,
+        block: 0,
+        reply_block: 0,
+        reply_capacity: 0,
+        time_ns: 0,
+    }
+}
+
+/// Posts a message that says its number, once there is room.
+fn post_when_free(link: &mut ShmLink, kind: Kind, number: u64) {
+    let slot = (number % u64::from(SMALL.window)) as u16;
+    let block = SMALL.slot(slot);
+    let header =
+        Header { slot, block: block.index(), reply_block: block.index(), ..header(kind, number) };
+    link.outgoing(block)[..8].copy_from_slice(&number.to_le_bytes());
+    let until = Instant::now() + PATIENCE;
+    while let Err(error) = link.post(block, &header) {
+        assert!(matches!(error, LinkError::Window { .. }), "{error}");
+        assert!(Instant::now() < until, "message {number} found no room");
+        thread::yield_now();
+    }
+}
+
+fn next(link: &mut ShmLink, mut idle: impl FnMut(&mut ShmLink)) -> Arrival {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(arrival) = link.poll().unwrap() {
+            return arrival;
+        }
+        assert!(Instant::now() < until, "no message arrived");
+        idle(link);
+    }
+}
+
+fn spin(_: &mut ShmLink) {
+    thread::yield_now();
+}
+
+fn sleep_on_futex(link: &mut ShmLink) {
+    let start = Instant::now();
+    link.wait(PATIENCE).unwrap();
+    assert!(start.elapsed() < PATIENCE, "slept over a message");
+}
+
+fn sleep_on_socket(link: &mut ShmLink) {
+    if !link.arm().unwrap() {
+        let mut sleep = [PollFd::new(link.wait_fd().unwrap(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut sleep, PollTimeout::from(60_000u16)), Ok(1), "slept over a message");
+    }
+}
+
+#[test]
+fn a_million_messages_arrive_in_order_past_a_ring_that_fills_up() {
+    const MESSAGES: u64 = 1_000_000;
+    let (mut client, mut worker) = ends(SMALL);
+    let sender = thread::spawn(move || {
+        (0..MESSAGES).for_each(|number| post_when_free(&mut client, Kind::Request, number));
+        client
+    });
+    for number in 0..MESSAGES {
+        assert_eq!(next(&mut worker, spin).header.invocation, number);
+    }
+    drop(sender.join().unwrap());
+    worker.wait(PATIENCE).unwrap();
+    assert!(matches!(worker.poll(), Err(LinkError::Closed)));
+}
+
+/// Calls one after the other, each end sleeping in its own way.
+fn calls(calls: u64, at_client: fn(&mut ShmLink), at_worker: fn(&mut ShmLink)) {
+    let (mut client, mut worker) = ends(SMALL);
+    let echo = thread::spawn(move || {
+        for number in 0..calls {
+            let arrival = next(&mut worker, at_worker);
+            assert_eq!(worker.incoming(&arrival), number.to_le_bytes());
+            post_when_free(&mut worker, Kind::Response, number);
+        }
+        worker
+    });
+    for number in 0..calls {
+        post_when_free(&mut client, Kind::Request, number);
+        let arrival = next(&mut client, at_client);
+        assert_eq!(client.incoming(&arrival), number.to_le_bytes());
+    }
+    echo.join().unwrap();
+}
+
+#[test]
+fn no_wake_up_by_futex_is_lost() {
+    calls(20_000, sleep_on_futex, sleep_on_futex);
+    calls(20_000, spin, sleep_on_futex);
+}
+
+#[test]
+fn no_wake_up_by_socket_is_lost() {
+    calls(20_000, sleep_on_socket, sleep_on_socket);
+    calls(20_000, spin, sleep_on_socket);
+}
+
+#[test]
+fn ways_to_sleep_mix() {
+    calls(20_000, sleep_on_futex, sleep_on_socket);
+}
+
+#[test]
+fn who_is_awake_gets_no_wake_up() {
+    let (mut client, mut worker) = ends(SMALL);
+    assert!(!worker.arm().unwrap());
+    for number in 0..3 {
+        post_when_free(&mut client, Kind::Request, number);
+        next(&mut worker, spin);
+    }
+    let mut bytes = [0; 8];
+    let got = recv(worker.socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT);
+    assert_eq!(got, Ok(1), "one for the message it slept for, none after it");
+}
+
+#[test]
+fn numbers_wrap() {
+    let (mut client, mut worker) = ends(SMALL);
+    let near = u32::MAX - 20;
+    (client.posted, client.confirmed, worker.polled) = (near, near, near);
+    for number in 0..40 {
+        post_when_free(&mut client, Kind::Request, number);
+        assert_eq!(next(&mut worker, spin).header.invocation, number);
+    }
+    assert_eq!(worker.polled, 19);
+}
+
+/// A process that holds the socket's other end, and is killed.
+fn killable() -> (ShmLink, Child) {
+    let file = Segment::create(SMALL).unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let link = ShmLink::new(open(&file, SMALL), ours.into(), Side::Worker);
+    let peer = Command::new("sleep").arg("1000").stdin(OwnedFd::from(theirs)).spawn().unwrap();
+    (link, peer)
+}
+
+#[test]
+fn a_killed_peer_is_seen_while_polling() {
+    let (mut link, mut peer) = killable();
+    assert!(link.poll().unwrap().is_none());
+    peer.kill().unwrap();
+    peer.wait().unwrap();
+    let until = Instant::now() + PATIENCE;
+    while link.poll().is_ok() {
+        assert!(Instant::now() < until, "the link stayed open");
+    }
+    assert!(matches!(link.poll(), Err(LinkError::Closed)));
+    let refused = link.post(SMALL.slot(0), &header(Kind::Response, 0));
+    assert!(matches!(refused, Err(LinkError::Closed)));
+}
+
+#[test]
+fn a_killed_peer_ends_a_sleep() {
+    for sleep in [sleep_on_futex, sleep_on_socket] {
+        let (mut link, mut peer) = killable();
+        let sleeper = thread::spawn(move || {
+            let until = Instant::now() + PATIENCE;
+            while link.poll().is_ok() {
+                sleep(&mut link);
+                assert!(Instant::now() < until, "the link stayed open");
+            }
+        });
+        peer.kill().unwrap();
+        peer.wait().unwrap();
+        sleeper.join().unwrap();
+    }
+}
+
+#[test]
+fn a_peer_that_leaves_wakes_the_sleeper_at_once() {
+    let (client, mut worker) = ends(SMALL);
+    let sleeper = thread::spawn(move || {
+        let start = Instant::now();
+        while worker.poll().is_ok() {
+            worker.wait(PATIENCE).unwrap();
+        }
+        start.elapsed()
+    });
+    drop(client);
+    assert!(sleeper.join().unwrap() < PATIENCE);
+}
+
+#[test]
+fn a_count_that_was_never_posted_gives_no_room() {
+    let (peer, mut link) = Hostile::against(Side::Client, SMALL);
+    let lines = peer.layout.lines;
+    for _ in 0..lines {
+        link.post(SMALL.slot(0), &header(Kind::Request, 0)).unwrap();
+    }
+    for lie in [lines + 1, u32::MAX, 0] {
+        peer.write(peer.layout.half(Direction::Requests).taken, &lie.to_ne_bytes());
+        let refused = link.post(SMALL.slot(0), &header(Kind::Request, 0));
+        assert!(matches!(refused, Err(LinkError::Window { window: 4 })));
+    }
+}
+
+#[test]
+fn a_word_that_is_no_way_to_sleep_and_a_full_socket_do_no_harm() {
+    let (peer, mut link) = Hostile::against(Side::Client, SMALL);
+    let half = *peer.layout.half(Direction::Requests);
+    for call in 0..100_000u32 {
+        peer.write(half.sleeping, &(call % 5).to_ne_bytes());
+        peer.write(half.taken, &call.to_ne_bytes());
+        link.post(SMALL.slot(0), &header(Kind::Request, 0)).unwrap();
+    }
+}
+
+#[test]
+fn bytes_that_nobody_asked_for_do_not_keep_a_sleeper_busy_for_ever() {
+    let (peer, mut link) = Hostile::against(Side::Client, SMALL);
+    peer.socket.set_nonblocking(true).unwrap();
+    while (&peer.socket).write(&[0; 4096]).is_ok() {}
+    for _ in 0..10 {
+        assert!(!link.arm().unwrap());
+        link.wait(Duration::from_millis(1)).unwrap();
+        assert!(link.poll().unwrap().is_none());
+    }
+}
+
+proptest! {
+    /// Whatever a peer writes into the control area, what arrives lies inside the regions, and nothing panics.
+    #[test]
+    fn any_control_area_gives_messages_or_errors(
+        client in any::<bool>(),
+        writes in prop::collection::vec((any::<prop::sample::Index>(), noise(), 1u32..20), 1..40),
+    ) {
+        let side = if client { Side::Client } else { Side::Worker };
+        let (peer, mut link) = Hostile::against(side, SMALL);
+        let inbound = Direction::sent_by(side).opposite();
+        for (at, bytes, sequence) in writes {
+            let at = at.index(peer.layout.half(Direction::Requests).region - HEADER_LEN);
+            peer.write(at, &bytes);
+            peer.write(peer.layout.line(inbound, sequence), &numbered(bytes, sequence));
+            for _ in 0..4 {
+                if let Ok(Some(arrival)) = link.poll() {
+                    prop_assert_eq!(link.incoming(&arrival).len(), arrival.header.payload_len as usize);
+                    if let Some(reply) = arrival.reply {
+                        let (_, output) = link.exchange(&arrival, reply);
+                        prop_assert_eq!(output.len(), reply.capacity as usize + GUARD_LEN);
+                    }
+                }
+            }
+            let _ = link.post(SMALL.slot(0), &header(side.takes(), 0));
+            let _ = link.arm();
+            link.wait(Duration::ZERO).unwrap();
+        }
+    }
+}
+
+/// Bytes that are sometimes nearly a header.
+fn noise() -> impl Strategy<Value = [u8; HEADER_LEN]> {
+    let near = (any::<bool>(), 0..HEADER_LEN, any::<u8>()).prop_map(|(request, at, byte)| {
+        let kind = if request { Kind::Request } else { Kind::Response };
+        let mut bytes = header(kind, 1).encode();
+        bytes[at] = byte;
+        bytes
+    });
+    let any_bytes = prop::collection::vec(any::<u8>(), HEADER_LEN)
+        .prop_map(|bytes| <[u8; HEADER_LEN]>::try_from(bytes).unwrap());
+    prop_oneof![near, any_bytes]
+}
+
+fn numbered(mut bytes: [u8; HEADER_LEN], sequence: u32) -> [u8; HEADER_LEN] {
+    bytes[56..60].copy_from_slice(&sequence.to_le_bytes());
+    bytes
+}
+
+fn refused(file: impl AsFd, geometry: Geometry) -> SegmentError {
+    Segment::open(file.as_fd(), geometry).unwrap_err()
+}
+
+#[test]
+fn a_file_whose_size_may_change_is_refused() {
+    let bytes = Layout::new(SMALL).unwrap().bytes as i64;
+    let unsealed = memfd_create("test", MFdFlags::MFD_ALLOW_SEALING).unwrap();
+    ftruncate(&unsealed, bytes).unwrap();
+    let all = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    assert!(
+        matches!(refused(&unsealed, SMALL), SegmentError::Unsealed { missing } if missing == all)
+    );
+    fcntl(&unsealed, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW)).unwrap();
+    assert!(matches!(refused(&unsealed, SMALL), SegmentError::Unsealed { .. }));
+    let error = refused(&unsealed, SMALL).to_string();
+    assert!(error.contains("F_SEAL_SHRINK") && error.contains("Segment::create"), "{error}");
+}
+
+#[test]
+fn a_file_of_another_size_is_refused() {
+    let bytes = Layout::new(SMALL).unwrap().bytes as i64;
+    let cut = memfd_create("test", MFdFlags::MFD_ALLOW_SEALING).unwrap();
+    ftruncate(&cut, bytes - 4096).unwrap();
+    let all = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    fcntl(&cut, FcntlArg::F_ADD_SEALS(all)).unwrap();
+    assert!(matches!(refused(&cut, SMALL), SegmentError::Size { .. }));
+    let other = Geometry { arena_bytes: 1 << 20, ..SMALL };
+    assert!(matches!(refused(Segment::create(SMALL).unwrap(), other), SegmentError::Size { .. }));
+    let none = Geometry { window: 0, ..SMALL };
+    assert!(matches!(Segment::create(none), Err(SegmentError::Geometry(_))));
+}
+
+#[test]
+fn what_is_no_memory_file_is_refused() {
+    let (socket, _other) = UnixStream::pair().unwrap();
+    assert!(matches!(refused(socket, SMALL), SegmentError::NotMemory));
+}
+
+#[test]
+fn a_segment_can_neither_shrink_nor_grow() {
+    let file = Segment::create(SMALL).unwrap();
+    let bytes = Layout::new(SMALL).unwrap().bytes as i64;
+    for size in [0, bytes - 1, bytes + 1] {
+        assert_eq!(ftruncate(&file, size), Err(nix::Error::EPERM));
+    }
+}
+
+#[test]
+fn pages_come_with_prefault_keep_what_is_there_and_go_with_punch() {
+    let geometry = Geometry { window: 4, slot_bytes: 4096, arena_bytes: 4 << 20 };
+    let file = Segment::create(geometry).unwrap();
+    let blocks = || fstat(&file).unwrap().st_blocks;
+    let mut segment = open(&file, geometry);
+    assert_eq!(blocks(), 0, "no page before it is asked for");
+    segment.room(Direction::Requests, geometry.slot(1))[0] = 7;
+    segment.prefault().unwrap();
+    segment.touch();
+    assert_eq!(blocks() * 512, segment.layout().bytes as i64);
+    assert_eq!(segment.room(Direction::Requests, geometry.slot(1))[0], 7);
+    Segment::punch(&file).unwrap();
+    assert_eq!(blocks(), 0);
+    assert_eq!(segment.room(Direction::Requests, geometry.slot(1))[0], 0);
+}
