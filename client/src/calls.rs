@@ -331,19 +331,22 @@ impl Calls {
         }
     }
 
-    /// Takes a sent call out of its slot, back into the queue.
-    pub(crate) fn requeue(&mut self, index: u32, place: Place) {
+    /// Takes a sent call out of its slot, back into the queue; false if its input is gone.
+    pub(crate) fn requeue(&mut self, index: u32, place: Place) -> bool {
         let Some(open) = self.sessions[place.session].as_mut() else {
-            return;
+            return false;
         };
         let lane = &mut open.lanes[place.lane];
-        let input = lane.sent_input(place.slot).to_vec();
+        let Some(input) = lane.sent_input(place.slot) else {
+            return false;
+        };
         lane.free(place.slot);
         let call = &mut self.calls[index as usize];
         call.reruns += 1;
         self.stats.reruns += 1;
         call.state = State::Queued(input);
         self.queue.push_back(index);
+        true
     }
 
     /// Sends queued calls for which there is room.

@@ -13,7 +13,7 @@ use std::{
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use gleaner_fabric::{
     Geometry, Link, Side,
-    shm::{Segment, ShmLink},
+    shm::{Direction, Segment, ShmLink},
     tcp::TcpLink,
 };
 use gleaner_proto::{
@@ -159,9 +159,10 @@ impl<'a> Dialler<'a> {
         let file = file.ok_or_else(|| control.broke("no memory came with its lane"))?;
         let failed = |source| AttachError::Memory { node: self.lease.node.clone(), source };
         let segment = Segment::open(file.as_fd(), geometry).map_err(failed)?;
-        // Not touched before: the pages are to be charged to the lease.
+        segment.prefault(Direction::Requests).map_err(failed)?;
+        // Not touched before: these pages are to be charged to the lease.
         control.wait_readable(until)?;
-        segment.prefault().map_err(failed)?;
+        segment.prefault(Direction::Responses).map_err(failed)?;
         Ok(ShmLink::new(segment, control.into_socket(), Side::Client))
     }
 

@@ -492,8 +492,16 @@ fn interrupted_deaths() {
                 matches!(notice, Notice::JobEvent { ended: true, .. }).then_some(())
             });
         }
-        over.store(true, Ordering::Relaxed);
     });
+}
+
+/// Also when the test fails.
+struct StopWatching<'a>(&'a AtomicBool);
+
+impl Drop for StopWatching<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Reads what there is of all threads, on one CPU.

@@ -183,9 +183,14 @@ pub trait Link: Send {
     /// The payload of an arrival. Memory that the peer may still write to: read each byte once.
     fn incoming(&self, arrival: &Arrival) -> &[u8];
 
-    /// Whether the link's memory is still its own. If not, what was read of any [`incoming`](Self::incoming) payload since the
-    /// last time it was may be anything: ask after reading, before believing.
-    fn intact(&self) -> bool {
+    /// Whether the incoming region is still the link's. If not, what was read of an [`incoming`](Self::incoming) payload may
+    /// be anything: ask after reading, before believing.
+    fn incoming_intact(&self) -> bool {
+        true
+    }
+
+    /// The same of the outgoing region, for who reads again there what it has sent.
+    fn outgoing_intact(&self) -> bool {
         true
     }
 

@@ -10,17 +10,20 @@ use std::{
     time::Duration,
 };
 
-use gleaner_fabric::{Geometry, shm::Segment};
+use gleaner_fabric::{
+    Geometry,
+    shm::{Direction, Segment},
+};
 use gleaner_lease::{clock::Stamp, state::EndReason, token::Claims};
 use gleaner_proto::v1::{self, FromAgent, from_agent};
-use tokio::sync::mpsc;
+use tokio::{runtime::Handle, sync::mpsc};
 
 use super::{
     admission::Waiter,
     functions::Functions,
     tune::{
-        CANCEL_GRACE_MAX, CANCEL_LOOK, CANCELS_MAX, SESSION_QUEUE_MAX, SESSION_SLOTS_MAX,
-        WINDOW_MAX,
+        CANCEL_GRACE_MAX, CANCEL_LOOK, CANCELS_MAX, INPUT_GRACE, SESSION_QUEUE_MAX,
+        SESSION_SLOTS_MAX, WINDOW_MAX,
     },
 };
 use crate::{
@@ -41,20 +44,35 @@ pub(super) struct Session {
     queue: mpsc::Sender<FromAgent>,
 }
 
-/// One lane's memory. It is given up for all who map it when this is dropped: the client, which may keep its mapping as long
-/// as it likes, then finds other pages there, which are its own.
+/// One lane's memory. When this is dropped it is taken back from all who map it: at once what the lease pays for; a little
+/// later the requests, which their client pays for and may want to send elsewhere.
 #[derive(Debug)]
 struct HeldSegment {
     /// The session's index on the board.
     session: u16,
+    geometry: Geometry,
     file: OwnedFd,
+}
+
+impl HeldSegment {
+    fn take_back(file: &OwnedFd, geometry: Geometry, direction: Direction) {
+        if let Err(error) = Segment::take_back(file, geometry, direction) {
+            tracing::warn!(%error, "a link's memory stays until its client lets go of it");
+        }
+    }
 }
 
 impl Drop for HeldSegment {
     fn drop(&mut self) {
-        if let Err(error) = Segment::punch(self.file.as_fd()) {
-            tracing::warn!(%error, "a lease's shared memory stays until its client lets go of it");
-        }
+        let geometry = self.geometry;
+        Self::take_back(&self.file, geometry, Direction::Responses);
+        let (Ok(runtime), Ok(file)) = (Handle::try_current(), self.file.try_clone()) else {
+            return Self::take_back(&self.file, geometry, Direction::Requests);
+        };
+        drop(runtime.spawn(async move {
+            tokio::time::sleep(INPUT_GRACE).await;
+            Self::take_back(&file, geometry, Direction::Requests);
+        }));
     }
 }
 
@@ -235,7 +253,7 @@ impl Lease {
         let record = ToWorker::AddLink { session: index, lane: lane as u16, geometry, waiting };
         if let Some(file) = segment {
             self.tell(&ToWorker::Segment, Some(&file))?;
-            self.segments.push(HeldSegment { session: index, file });
+            self.segments.push(HeldSegment { session: index, geometry, file });
         }
         self.tell(&record, Some(socket))?;
         self.links[usize::from(index)] += 1;

@@ -31,7 +31,7 @@ use std::{
 
 use gleaner_fabric::{
     Geometry, Link, Side,
-    shm::{Segment, ShmLink},
+    shm::{Direction, Segment, ShmLink},
     tcp::TcpLink,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -191,7 +191,7 @@ impl Connection {
             return Ok(Box::new(link.map_err(|error| error.to_string())?));
         };
         let segment = Segment::open(file.as_fd(), geometry).map_err(|error| error.to_string())?;
-        segment.prefault().map_err(|error| error.to_string())?;
+        segment.prefault(Direction::Responses).map_err(|error| error.to_string())?;
         // The client waits for this one byte before it touches the memory: its pages are this lease's now.
         crate::sys::send_with_fd(socket.as_fd(), &[0], None).map_err(|error| error.to_string())?;
         Ok(Box::new(ShmLink::new(segment, socket, Side::Worker)))

@@ -215,8 +215,12 @@ impl Link for ShmLink {
         self.segment.payload(self.inbound, arrival)
     }
 
-    fn intact(&self) -> bool {
-        self.segment.is_whole()
+    fn incoming_intact(&self) -> bool {
+        self.segment.is_whole(self.inbound)
+    }
+
+    fn outgoing_intact(&self) -> bool {
+        self.segment.is_whole(self.outbound)
     }
 
     fn exchange(&mut self, arrival: &Arrival, reply: Block) -> (&mut [u8], &mut [u8]) {

@@ -4,7 +4,7 @@
 //! its lease; at the lease's end the agent takes the pages back, whoever still maps them.
 //!
 //! ```text
-//! agent: create ──fd──▶ worker: open, prefault      ──fd──▶ client: open      agent: punch
+//! agent: create ──fd──▶ worker: open, prefault      ──fd──▶ client: open      agent: take_back
 //! ```
 // UNSAFETY: another process writes this mapping while we look. What says where things lie is seen as atomics alone. Payloads
 // are slices, in ranges of one region that the geometry has checked: by `Link`'s rule the peer does not touch a block that is
@@ -14,6 +14,7 @@
 
 use std::{
     io,
+    ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::atomic::{AtomicU32, Ordering, fence},
 };
@@ -25,21 +26,19 @@ use nix::{
         memfd::{MFdFlags, memfd_create},
         stat::fstat,
         statfs::{TMPFS_MAGIC, fstatfs},
+        uio::pwrite,
     },
     unistd::ftruncate,
 };
 
 use super::{
-    layout::{Direction, Layout, WHOLE},
+    layout::{Direction, Layout, PAGE},
     line::Line,
 };
 use crate::{
     link::{Arrival, BadGeometry, Block, Geometry},
     region::Mapping,
 };
-
-/// Bytes that go at once.
-const PAGE: i64 = 4096;
 
 /// Without these a peer could change the size under us.
 const SEALS: SealFlag =
@@ -136,21 +135,30 @@ impl Segment {
         Ok(segment)
     }
 
-    /// Brings every page into existence, charged to the caller's cgroup, and into the caller's page tables. In a process
-    /// that comes second only the page tables are left to fill. What was written stays.
-    pub fn prefault(&self) -> Result<(), SegmentError> {
-        let (base, len) = (self.mapping.base().as_ptr(), self.mapping.len());
-        // SAFETY: the range is the mapping's own, and the advice changes no byte of it.
-        match unsafe { libc::madvise(base.cast(), len, libc::MADV_POPULATE_WRITE) } {
+    /// Brings the pages of one direction into existence, charged to the caller's cgroup, and into its page tables: what is
+    /// sent is paid for by who sends it, and the worker pays for the control area too. What was written stays.
+    pub fn prefault(&self, direction: Direction) -> Result<(), SegmentError> {
+        let region = self.layout.half(direction).region;
+        if direction == Direction::Responses {
+            self.populate(0..self.layout.control_bytes())?;
+        }
+        self.populate(region..region + self.layout.region_bytes.next_multiple_of(PAGE))
+    }
+
+    fn populate(&self, range: Range<usize>) -> Result<(), SegmentError> {
+        debug_assert!(range.end <= self.mapping.len());
+        let start = self.mapping.base().as_ptr().wrapping_add(range.start);
+        // SAFETY: the range lies inside the mapping, and the advice changes no byte of it.
+        match unsafe { libc::madvise(start.cast(), range.len(), libc::MADV_POPULATE_WRITE) } {
             0 => Ok(()),
             _ => match io::Error::last_os_error() {
                 error if error.raw_os_error() == Some(libc::EINVAL) => {
-                    self.touch();
+                    self.touch(range);
                     Ok(())
                 }
                 source => Err(SegmentError::System {
                     step: "fill in its pages",
-                    bytes: len as u64,
+                    bytes: range.len() as u64,
                     source,
                     remedy: "raise the lease's memory, or use a smaller arena or window",
                 }),
@@ -158,17 +166,22 @@ impl Segment {
         }
     }
 
-    /// Takes every page of a memory file back, also from those who still map it: they read zeros from now on, and what they
-    /// write is theirs to pay for.
-    pub fn punch(file: impl AsFd) -> Result<(), SegmentError> {
+    /// Takes the pages of one direction back, also from those who still map them: they read zeros from now on, and what they
+    /// write is theirs to pay for. Says so first, in the word that [`is_whole`](Self::is_whole) looks at.
+    pub fn take_back(
+        file: impl AsFd,
+        geometry: Geometry,
+        direction: Direction,
+    ) -> Result<(), SegmentError> {
+        let layout = Layout::new(geometry)?;
         let remedy = "close the descriptor: the pages go when nobody maps them any more";
-        let size =
-            fstat(&file).map_err(|error| system("look at its size", 0, error, remedy))?.st_size;
+        let failed = |step| move |error| system(step, layout.bytes as u64, error, remedy);
+        let half = layout.half(direction);
+        pwrite(&file, &[0; 4], half.whole as i64).map_err(failed("say that its pages go"))?;
         let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        // First the page that says that the memory is whole: who finds it so afterwards has read what was there.
-        fallocate(&file, how, 0, PAGE.min(size))
-            .and_then(|()| fallocate(&file, how, 0, size))
-            .map_err(|error| system("give its pages back", size as u64, error, remedy))
+        let bytes = layout.region_bytes.next_multiple_of(PAGE);
+        fallocate(&file, how, half.region as i64, bytes as i64)
+            .map_err(failed("give its pages back"))
     }
 
     /// What it was opened with.
@@ -188,13 +201,15 @@ impl Segment {
 
     /// Says that the memory is the link's: the worker does, once.
     pub(super) fn begin(&self) {
-        self.word(WHOLE).store(1, Ordering::Release);
+        for direction in [Direction::Requests, Direction::Responses] {
+            self.word(self.layout.half(direction).whole).store(1, Ordering::Release);
+        }
     }
 
-    /// Whether what was read before this call was still the link's memory: the control area is the first that is punched out.
-    pub(super) fn is_whole(&self) -> bool {
+    /// Whether what was read of this direction's region before this call was still the link's memory.
+    pub(super) fn is_whole(&self, direction: Direction) -> bool {
         fence(Ordering::Acquire);
-        self.word(WHOLE).load(Ordering::Relaxed) != 0
+        self.word(self.layout.half(direction).whole).load(Ordering::Relaxed) != 0
     }
 
     /// The number of the last message that the receiver of this direction has taken.
@@ -262,8 +277,8 @@ impl Segment {
     }
 
     /// Writes to each page what is there: for kernels before 5.14, which do not know how to be asked.
-    pub(super) fn touch(&self) {
-        for at in (0..self.mapping.len()).step_by(4096) {
+    pub(super) fn touch(&self, range: Range<usize>) {
+        for at in range.step_by(PAGE) {
             let _ = self.word(at).compare_exchange(0, 0, Ordering::Relaxed, Ordering::Relaxed);
         }
     }

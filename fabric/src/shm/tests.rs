@@ -415,18 +415,26 @@ fn a_segment_can_neither_shrink_nor_grow() {
 }
 
 #[test]
-fn pages_come_with_prefault_keep_what_is_there_and_go_with_punch() {
+fn pages_come_with_prefault_keep_what_is_there_and_go_when_taken_back() {
     let geometry = Geometry { window: 4, slot_bytes: 4096, arena_bytes: 4 << 20 };
     let file = Segment::create(geometry).unwrap();
-    let blocks = || fstat(&file).unwrap().st_blocks;
+    let bytes = || fstat(&file).unwrap().st_blocks * 512;
     let mut segment = open(&file, geometry);
-    assert_eq!(blocks(), 0, "no page before it is asked for");
+    assert_eq!(bytes(), 0, "no page before it is asked for");
     segment.room(Direction::Requests, geometry.slot(1))[0] = 7;
-    segment.prefault().unwrap();
-    segment.touch();
-    assert_eq!(blocks() * 512, segment.layout().bytes as i64);
+    let (whole, control) = (segment.layout().bytes, segment.layout().control_bytes());
+    for direction in [Direction::Requests, Direction::Responses] {
+        segment.prefault(direction).unwrap();
+    }
+    segment.touch(0..whole);
+    segment.begin();
+    assert_eq!(bytes(), whole as i64);
     assert_eq!(segment.room(Direction::Requests, geometry.slot(1))[0], 7);
-    Segment::punch(&file).unwrap();
-    assert_eq!(blocks(), 0);
+    Segment::take_back(&file, geometry, Direction::Responses).unwrap();
+    assert!(!segment.is_whole(Direction::Responses) && segment.is_whole(Direction::Requests));
+    assert_eq!(segment.room(Direction::Requests, geometry.slot(1))[0], 7, "the sender's stay");
+    Segment::take_back(&file, geometry, Direction::Requests).unwrap();
+    assert_eq!(bytes(), control as i64);
+    assert!(!segment.is_whole(Direction::Requests));
     assert_eq!(segment.room(Direction::Requests, geometry.slot(1))[0], 0);
 }
