@@ -31,6 +31,7 @@ use crate::{
     relocate::Relocation,
     request::Request,
     session::Session,
+    spin::Spin,
     tune::OVERRUN_GRACE,
 };
 
@@ -56,8 +57,7 @@ pub(crate) struct Calls {
     pub(crate) events: VecDeque<PoolEvent>,
     pub(crate) stats: PoolStats,
     pub(crate) relocation: Relocation,
-    pub(crate) serviced: Instant,
-    pub(crate) looks: u32,
+    pub(crate) spin: Spin,
     last_number: u64,
     next_lane: usize,
 }
@@ -111,6 +111,7 @@ impl Calls {
         identity: Arc<Identity>,
         request: Request,
     ) -> Self {
+        let hot = request.waiting.hot_for();
         Self {
             harvester,
             identity,
@@ -124,8 +125,7 @@ impl Calls {
             events: VecDeque::new(),
             stats: PoolStats::default(),
             relocation: Relocation::new(),
-            serviced: Instant::now(),
-            looks: 0,
+            spin: Spin::new(hot),
             last_number: 0,
             next_lane: 0,
         }
@@ -291,6 +291,7 @@ impl Calls {
     pub(crate) fn answered(&mut self, session: usize, lane: usize, answer: Answer) {
         let Answer { call, slot, arrival } = answer;
         let place = Place { session, lane, slot };
+        self.spin.answered();
         let Some(index) = call else {
             self.free_slot(place);
             return;
@@ -303,7 +304,9 @@ impl Calls {
             return;
         }
         if arrival.header.status == Status::Stale {
-            self.requeue(index, place);
+            if !self.requeue(index, place) {
+                self.end(index, Err(lost_input()));
+            }
             return;
         }
         let error = self.failure(index, place, &arrival);
@@ -551,6 +554,12 @@ impl Calls {
             },
         })
     }
+}
+
+/// A call that did not run and cannot be sent again.
+fn lost_input() -> CallError {
+    let reason = "its input went with its node before it was sent elsewhere".into();
+    CallError::Evicted { node: String::new(), reason }
 }
 
 /// A call that was taken already: tickets are taken once, so that no caller sees it.

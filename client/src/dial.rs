@@ -26,7 +26,7 @@ use crate::{
     error::AttachError,
     lane::Lane,
     options::Options,
-    request::{Request, Transports, Waiting},
+    request::{Request, Transports},
 };
 
 /// How a session's calls travel.
@@ -92,15 +92,14 @@ impl<'a> Dialler<'a> {
         request: &Request,
     ) -> Result<(Control, Attached), AttachError> {
         let token = &self.lease.token;
+        let (waiting, hot_timeout_ns) = request.waiting.wire();
         let purpose = hello::Purpose::Attach(Attach {
             token: token.clone(),
             window: u32::from(request.window),
             slot_bytes: u64::from(request.slot_bytes),
             arena_bytes: request.arena_bytes,
-            waiting: match request.waiting {
-                Waiting::Hot => v1::Waiting::Hot.into(),
-                Waiting::Warm => v1::Waiting::Warm.into(),
-            },
+            waiting: waiting.into(),
+            hot_timeout_ns,
         });
         let until = Instant::now() + self.options.answer_timeout;
         let greeting = self.dial(transport)?.greet(purpose, until)?;

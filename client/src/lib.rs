@@ -43,6 +43,7 @@ mod pool;
 mod relocate;
 mod request;
 mod session;
+mod spin;
 mod tune;
 mod waiting;
 

@@ -19,7 +19,7 @@ use crate::{
     keepalive::Renewer,
     library::Library,
     local::LocalFunction,
-    request::{KeepAlive, Request},
+    request::{KeepAlive, Request, Waiting},
     tune::DETACH_BOUND,
 };
 
@@ -79,6 +79,11 @@ impl Pool {
             safe_for: open.safe_until.saturating_duration_since(now),
         })
         .collect()
+    }
+
+    /// Waits in another way from now on, and so do the workers of every lease; leases to come too.
+    pub fn set_waiting(&self, waiting: Waiting) {
+        self.calls().set_waiting(waiting);
     }
 
     /// Renews every lease for another `ttl` from now; returns the shortest time that all of them are safe for.

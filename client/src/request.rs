@@ -4,17 +4,41 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use gleaner_config::Config;
 use gleaner_fabric::Geometry;
-use gleaner_proto::header::{BLOCK_ALIGN, GUARD_LEN, HEADER_LEN};
+use gleaner_proto::{
+    header::{BLOCK_ALIGN, GUARD_LEN, HEADER_LEN},
+    v1,
+};
 
 use crate::{dial::Transport, error::AcquireError};
 
 /// How a waiting caller and its workers spend the time between calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Waiting {
-    /// Spin: fastest, and billed.
+    /// Spin: fastest, and billed for as long as the lease lasts.
     Hot,
     /// Sleep until woken.
     Warm,
+    /// Spin for so long after the last call, then sleep.
+    Adaptive(Duration),
+}
+
+impl Waiting {
+    /// How long to spin after the last call.
+    pub(crate) fn hot_for(self) -> Duration {
+        match self {
+            Self::Hot => Duration::MAX,
+            Self::Warm => Duration::ZERO,
+            Self::Adaptive(time) => time,
+        }
+    }
+
+    /// The same for the executor, which may allow less.
+    pub(crate) fn wire(self) -> (v1::Waiting, u64) {
+        match self.hot_for() {
+            Duration::ZERO => (v1::Waiting::Warm, 0),
+            time => (v1::Waiting::Hot, u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)),
+        }
+    }
 }
 
 /// Which transports a session may use.
@@ -86,6 +110,7 @@ impl From<&Config> for Request {
             waiting: match client.waiting {
                 gleaner_config::Waiting::Hot => Waiting::Hot,
                 gleaner_config::Waiting::Warm => Waiting::Warm,
+                gleaner_config::Waiting::Adaptive => Waiting::Adaptive(client.hot_timeout),
             },
             transport: client.transport.into(),
             keep_alive: match client.keep_alive {
@@ -144,7 +169,8 @@ impl Request {
         self
     }
 
-    /// Hot or warm. Default hot.
+    /// How workers wait for calls and the caller for replies; [`crate::Pool::set_waiting`] changes it. Default
+    /// [`Waiting::Adaptive`], a tenth of a second.
     pub fn waiting(mut self, waiting: Waiting) -> Self {
         self.waiting = waiting;
         self

@@ -18,7 +18,7 @@ use crate::{
     lane::Lane,
     library::Library,
     options::Options,
-    request::Request,
+    request::{Request, Waiting},
 };
 
 /// A session with one lease's executor.
@@ -119,12 +119,16 @@ impl Session {
     /// Asks for another `ttl` from now, and waits for the answer.
     pub(crate) fn renew(&mut self, ttl: Duration) -> Result<(), AttachError> {
         self.ask_renewal(ttl)?;
-        match self.control.receive(Instant::now() + self.answer_timeout)? {
-            Message::Renewed(renewed) => {
-                self.renewed(renewed.safe_for_ms);
-                Ok(())
+        let until = Instant::now() + self.answer_timeout;
+        loop {
+            match self.control.receive(until)? {
+                Message::Renewed(renewed) => {
+                    self.renewed(renewed.safe_for_ms);
+                    return Ok(());
+                }
+                Message::WaitingSet(_) => {}
+                other => return Err(refused(&self.control, other)),
             }
-            other => Err(refused(&self.control, other)),
         }
     }
 
@@ -132,6 +136,13 @@ impl Session {
     pub(crate) fn ask_renewal(&mut self, ttl: Duration) -> Result<(), AttachError> {
         self.renewing.get_or_insert_with(Instant::now);
         self.send(to_agent::Message::Renew(Renew { ttl_ms: ttl.as_millis() as u64 }))
+    }
+
+    /// Tells the executor how this client waits from now on; the answer is of no use here.
+    pub(crate) fn set_waiting(&mut self, waiting: Waiting) -> Result<(), AttachError> {
+        let (waiting, hot_timeout_ns) = waiting.wire();
+        let waiting = waiting.into();
+        self.send(to_agent::Message::SetWaiting(v1::SetWaiting { waiting, hot_timeout_ns }))
     }
 
     /// The answer to a renewal.
@@ -212,6 +223,7 @@ impl Session {
         loop {
             match self.control.receive(until)? {
                 Message::Renewed(renewed) => self.renewed(renewed.safe_for_ms),
+                Message::WaitingSet(_) => {}
                 other => return Ok(other),
             }
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// A hot waiter looks at its control streams at least this often.
-pub(crate) const SERVICE_PERIOD: Duration = Duration::from_millis(1);
+pub(crate) const SERVICE_PERIOD_NS: u64 = 1_000_000;
 /// Looks at a lane between two looks at the clock, while hot; and calls between two, when none of them has to wait.
 pub(crate) const LOOKS_PER_CLOCK: u32 = 32;
 /// Longest sleep of a warm waiter: what no descriptor announces (deadlines aside) is noticed within it.

@@ -11,14 +11,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use crate::{
     calls::{Calls, Place},
     request::{KeepAlive, Waiting},
-    tune::{LOOKS_PER_CLOCK, SERVICE_PERIOD, SLEEP_MAX, VERDICT_BOUND},
+    tune::{SLEEP_MAX, VERDICT_BOUND},
 };
 
 impl Calls {
     /// Nothing was there: spins or sleeps a little, for one place or for all of them, and sees to the rest when due.
     pub(crate) fn idle(&mut self, place: Option<Place>, due: Option<Instant>) {
-        let spin = self.request.waiting == Waiting::Hot && self.live() > 0;
-        if spin {
+        if self.live() > 0 && self.spin.hot() {
             self.look_around();
             std::hint::spin_loop();
             return;
@@ -34,21 +33,27 @@ impl Calls {
         }
     }
 
-    /// Looks at the clock now and then, and sees to the rest once a millisecond.
+    /// Sees to the rest about once a millisecond.
     pub(crate) fn look_around(&mut self) {
-        self.looks += 1;
-        if self.looks >= LOOKS_PER_CLOCK {
-            self.looks = 0;
-            let now = Instant::now();
-            if now.duration_since(self.serviced) >= SERVICE_PERIOD {
-                self.service(now);
+        if self.spin.due() {
+            self.service(Instant::now());
+        }
+    }
+
+    /// Waits in another way, and tells the executors.
+    pub(crate) fn set_waiting(&mut self, waiting: Waiting) {
+        self.request.waiting = waiting;
+        self.spin.set(waiting.hot_for());
+        for open in self.sessions.iter_mut().flatten() {
+            if let Err(error) = open.set_waiting(waiting) {
+                open.close(error.to_string());
             }
         }
     }
 
     /// Everything that is not an answer.
     pub(crate) fn service(&mut self, now: Instant) {
-        self.serviced = now;
+        self.spin.serviced();
         for session in 0..self.sessions.len() {
             self.listen(session);
             self.keep_alive(session, now);
@@ -64,6 +69,7 @@ impl Calls {
         while let Some(open) = self.sessions[session].as_mut() {
             match open.control.look() {
                 Ok(Some(Message::Renewed(renewed))) => open.renewed(renewed.safe_for_ms),
+                Ok(Some(Message::WaitingSet(_))) => {}
                 Ok(Some(Message::Evicted(evicted))) => {
                     self.evict(session, Some(evicted), "");
                     return;

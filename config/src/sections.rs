@@ -129,8 +129,10 @@ section! {
         libraries_max: ByteSize = ByteSize(1 << 30),
         /// Most client sessions of one lease at a time.
         sessions_per_lease: u32 = 64,
-        /// How long a hot worker spins after its last call before it sleeps.
+        /// How long a hot worker spins after its last call before it sleeps, if its client does not say.
         hot_timeout: Duration = Duration::from_millis(100),
+        /// The longest that a client may ask for.
+        hot_timeout_max: Duration = Duration::from_secs(3600),
     }
 }
 
@@ -147,8 +149,11 @@ section! {
         ttl: Duration = Duration::from_secs(60),
         /// Who renews leases: `on-call`, `background` or `manual`.
         keep_alive: KeepAlive = KeepAlive::OnCall,
-        /// How workers wait for calls: `hot` or `warm`.
-        waiting: Waiting = Waiting::Hot,
+        /// How workers and callers wait: `hot` (they spin), `warm` (they sleep) or `adaptive` (they spin for `hot_timeout`
+        /// after the last call, then sleep).
+        waiting: Waiting = Waiting::Adaptive,
+        /// How long `adaptive` spins.
+        hot_timeout: Duration = Duration::from_millis(100),
         /// How calls travel: `auto` (shared memory on the executor's own node, else TCP), `shm` or `tcp`.
         transport: Transport = Transport::Auto,
         /// Calls outstanding on one core at a time.

@@ -123,12 +123,14 @@ words! {
 }
 
 words! {
-    /// How a worker waits for the next call.
+    /// How a worker waits for the next call, and its caller for the reply.
     Waiting {
         /// It spins, and the lease is billed for it.
         Hot = "hot",
         /// It sleeps until woken.
         Warm = "warm",
+        /// It spins for a time, then sleeps.
+        Adaptive = "adaptive",
     }
 }
 

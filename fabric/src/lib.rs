@@ -13,6 +13,7 @@
 
 pub mod arena;
 pub mod check;
+pub mod clock;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod link;

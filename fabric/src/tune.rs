@@ -35,3 +35,6 @@ const _: () = assert!(HUGE_PAGE_BYTES.is_power_of_two(), "page sizes are");
 const _: () = assert!(RING_LINES_MIN.is_power_of_two(), "a line is found by a mask");
 const _: () = assert!(RING_LINES_MIN <= WINDOW_MAX as u32, "the least is not the most");
 const _: () = assert!(LIVENESS_POLLS > 0 && DRAIN_ROUNDS > 0, "the socket must be looked at");
+
+/// How long the clock is compared with the system's before it is trusted.
+pub(crate) const CALIBRATE_NS: u64 = 2_000_000;

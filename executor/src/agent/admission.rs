@@ -2,7 +2,7 @@
 //!
 //! Part of [`super::node`]: the first attach of a lease starts its worker, and its client is answered when that is done.
 
-use std::os::fd::OwnedFd;
+use std::{os::fd::OwnedFd, time::Duration};
 
 use ed25519_dalek::{Signature, VerifyingKey};
 use gleaner_fabric::Geometry;
@@ -118,7 +118,9 @@ impl Node {
         };
         self.last_session += 1;
         let id = self.last_session;
-        match held.attach(id, &waiter.wanted) {
+        let v1::Attach { waiting, hot_timeout_ns, .. } = waiter.wanted;
+        let hot = hot_for(self.hot_timeout, waiting, hot_timeout_ns);
+        match held.attach(id, &waiter.wanted, hot) {
             Ok((mut attached, messages)) => {
                 attached.safe_for_ms = safe_for.as_millis() as u64;
                 self.sessions.insert(id, lease);
@@ -183,6 +185,22 @@ impl Node {
             .map_err(|error| Refused { code: Code::Session, message: error.to_string() })
     }
 
+    /// A session's client waits in another way from now on, and so do its workers.
+    pub(super) fn set_waiting(&mut self, id: u64, lease: LeaseId, wanted: &v1::SetWaiting) {
+        let hot = hot_for(self.hot_timeout, wanted.waiting, wanted.hot_timeout_ns);
+        let told = self.leases.get_mut(&lease).map(|held| held.set_hot(id, hot));
+        match told {
+            Some(Err(error)) => self.worker_lost(lease, &error.to_string()),
+            _ => {
+                let hot_timeout_ns = u64::try_from(hot.as_nanos()).unwrap_or(u64::MAX);
+                self.answer(
+                    id,
+                    v1::from_agent::Message::WaitingSet(v1::WaitingSet { hot_timeout_ns }),
+                );
+            }
+        }
+    }
+
     /// A lane's connection is ready for the worker.
     pub(super) fn lane_ready(
         &mut self,
@@ -198,6 +216,15 @@ impl Node {
         if let Some(Err(error)) = told {
             self.worker_lost(lease, &error.to_string());
         }
+    }
+}
+
+/// How long a worker looks for calls after each one, as its client wants it and the configuration allows.
+fn hot_for((usual, most): (Duration, Duration), waiting: i32, hot_timeout_ns: u64) -> Duration {
+    match hot_timeout_ns {
+        _ if waiting == v1::Waiting::Warm as i32 => Duration::ZERO,
+        0 => usual.min(most),
+        wanted => Duration::from_nanos(wanted).min(most),
     }
 }
 

@@ -29,7 +29,7 @@ use super::{
 use crate::{
     board::{Board, BoardError, Phase, Place, Shape},
     keeper::ipc::End,
-    worker::ipc::{self, IpcError, ToWorker, Waiting},
+    worker::ipc::{self, IpcError, ToWorker},
 };
 
 /// One client's session.
@@ -38,7 +38,8 @@ pub(super) struct Session {
     /// Its index on the board.
     pub(super) index: u16,
     pub(super) geometry: Geometry,
-    pub(super) waiting: Waiting,
+    /// How long its lanes look for its calls after each one.
+    hot: Duration,
     /// Lanes that have been connected.
     lanes: Vec<bool>,
     queue: mpsc::Sender<FromAgent>,
@@ -165,16 +166,8 @@ impl Lease {
     }
 
     /// The keeper has started the worker: hands it the board.
-    pub(super) fn started(
-        &mut self,
-        worker: Worker,
-        hot_timeout: Duration,
-    ) -> Result<(), IpcError> {
-        let init = ToWorker::Init {
-            lease: self.claims.lease.0,
-            lanes: self.board.shape().lanes,
-            hot_timeout_ns: hot_timeout.as_nanos() as u64,
-        };
+    pub(super) fn started(&mut self, worker: Worker) -> Result<(), IpcError> {
+        let init = ToWorker::Init { lease: self.claims.lease.0, lanes: self.board.shape().lanes };
         ipc::send(&worker.socket, &init, Some(self.board_fd.as_fd()))?;
         self.worker = Some(worker);
         Ok(())
@@ -191,6 +184,7 @@ impl Lease {
         &mut self,
         id: u64,
         wanted: &v1::Attach,
+        hot: Duration,
     ) -> Result<(v1::Attached, mpsc::Receiver<FromAgent>), SessionError> {
         let lanes = self.claims.cores;
         let window = wanted.window.clamp(1, u32::from(self.board.shape().window)) as u16;
@@ -202,11 +196,9 @@ impl Lease {
             .find(|index| self.links[usize::from(*index)] == 0 && !in_use(index));
         let index = free.ok_or(SessionError::Sessions(self.links.len()))?;
         self.board.clear_session(index);
-        let hot = wanted.waiting != v1::Waiting::Warm as i32;
-        let waiting = if hot { Waiting::Hot } else { Waiting::Warm };
         let (queue, messages) = mpsc::channel(SESSION_QUEUE_MAX);
         let connected = vec![false; lanes as usize];
-        self.sessions.insert(id, Session { index, geometry, waiting, lanes: connected, queue });
+        self.sessions.insert(id, Session { index, geometry, hot, lanes: connected, queue });
         self.orphan_since = None;
         let attached = v1::Attached {
             session_id: id,
@@ -216,7 +208,7 @@ impl Lease {
             arena_bytes: geometry.arena_bytes,
             grant_epoch: self.claims.epoch.0,
             safe_for_ms: 0,
-            waiting: if hot { v1::Waiting::Hot } else { v1::Waiting::Warm } as i32,
+            hot_timeout_ns: nanos(hot),
         };
         Ok((attached, messages))
     }
@@ -249,8 +241,9 @@ impl Lease {
         let Some(session) = self.sessions.get(&id) else {
             return Ok(());
         };
-        let Session { index, geometry, waiting, .. } = *session;
-        let record = ToWorker::AddLink { session: index, lane: lane as u16, geometry, waiting };
+        let Session { index, geometry, hot, .. } = *session;
+        let (lane, hot_ns) = (lane as u16, nanos(hot));
+        let record = ToWorker::AddLink { session: index, lane, geometry, hot_ns };
         if let Some(file) = segment {
             self.tell(&ToWorker::Segment, Some(&file))?;
             self.segments.push(HeldSegment { session: index, geometry, file });
@@ -258,6 +251,16 @@ impl Lease {
         self.tell(&record, Some(socket))?;
         self.links[usize::from(index)] += 1;
         Ok(())
+    }
+
+    /// A session's client wants its lanes to look for its calls for another time.
+    pub(super) fn set_hot(&mut self, id: u64, hot: Duration) -> Result<(), IpcError> {
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return Ok(());
+        };
+        session.hot = hot;
+        let record = ToWorker::SetHot { session: session.index, hot_ns: nanos(hot) };
+        self.tell(&record, None)
     }
 
     /// The worker serves one link less. The memory of a session goes with its last one: until then a function may use it.
@@ -393,6 +396,10 @@ impl Lease {
             })
             .collect()
     }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The most slots of a lane, so that all verdicts of a session fit one frame.

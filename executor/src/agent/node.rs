@@ -86,7 +86,8 @@ pub(super) struct Node {
     /// The one uid that may lease here, without root.
     pub(super) single_uid: Option<u32>,
     pub(super) sessions_max: u16,
-    pub(super) hot_timeout: Duration,
+    /// How long workers spin after a call if their client does not say, and at most.
+    pub(super) hot_timeout: (Duration, Duration),
     pub(super) reports: Reports,
     pub(super) shared: Arc<Shared>,
     keeper: Socket,
@@ -117,7 +118,7 @@ impl Node {
             harvester: None,
             single_uid,
             sessions_max: sessions_max as u16,
-            hot_timeout: config.hot_timeout,
+            hot_timeout: (config.hot_timeout, config.hot_timeout_max),
             reports,
             shared,
             keeper_ready: crate::sys::watch(keeper.as_fd().try_clone_to_owned()?)?,
@@ -312,7 +313,7 @@ impl Node {
             return;
         };
         let socket = Arc::new(socket);
-        let told = lease.started(Worker { pid, socket: socket.clone() }, self.hot_timeout);
+        let told = lease.started(Worker { pid, socket: socket.clone() });
         let watched = told.map_err(|error| error.to_string()).and_then(|()| {
             let inputs = self.shared.inputs.clone();
             workers::watch(id, &socket, inputs).map_err(|error| error.to_string())
@@ -386,6 +387,7 @@ impl Node {
         let now = clock::now();
         match message {
             to_agent::Message::Renew(v1::Renew { ttl_ms }) => self.renew(id, lease, ttl_ms),
+            to_agent::Message::SetWaiting(wanted) => self.set_waiting(id, lease, &wanted),
             to_agent::Message::OpenFunction(request) => self.open(id, lease, &request),
             to_agent::Message::Cancel(cancel) => {
                 if let Some(held) = self.leases.get_mut(&lease) {
@@ -444,7 +446,7 @@ impl Node {
     }
 
     /// Answers a session; one that does not read is dropped.
-    fn answer(&mut self, id: u64, message: from_agent::Message) {
+    pub(super) fn answer(&mut self, id: u64, message: from_agent::Message) {
         let held = self.sessions.get(&id).and_then(|lease| self.leases.get(lease));
         if held.is_some_and(|held| !held.send(id, message)) {
             self.end_session(id, false);

@@ -2,14 +2,15 @@
 //! allocation of its own.
 #![forbid(unsafe_code)]
 
-use gleaner_fabric::{Arrival, Block, Link};
+use gleaner_fabric::{
+    Arrival, Block, Link,
+    clock::{self, Clock},
+};
 use gleaner_function::abi::{self, RawContext};
 use gleaner_proto::header::{GUARD_LEN, Header, Kind, Status};
 
 use super::{
-    Shared,
-    clock::{self, Clock},
-    fault,
+    Shared, fault,
     function::{self, CallContext, Function, State},
     ipc::FUNCTIONS_MAX,
     tune::{ERROR_BYTES, GUARD_BYTE},

@@ -14,11 +14,11 @@ use std::{
     },
 };
 
+use gleaner_fabric::clock::{self, Clock};
 use gleaner_function::abi::{self, RawContext, RawFunction};
 use libloading::os::unix::{Library as Handle, RTLD_LOCAL, RTLD_NOW};
 
 use super::{
-    clock::{self, Clock},
     elf,
     ipc::{Abi, FUNCTIONS_MAX, LIBRARIES_MAX},
 };

@@ -4,7 +4,7 @@
 //! here. Both sides decode with the same bounds: a worker runs foreign code, so the agent trusts nothing it sends.
 //!
 //! ```text
-//! agent → worker: Init+board, [Segment+memfd,] AddLink+socket, DropSession, Library+memfd, OpenFunction, Finish
+//! agent → worker: Init+board, [Segment+memfd,] AddLink+socket, SetHot, DropSession, Library+memfd, OpenFunction, Finish
 //! worker → agent: Ready, FunctionOpened, FunctionFailed, LinkClosed
 //! ```
 #![forbid(unsafe_code)]
@@ -31,16 +31,6 @@ pub const FUNCTIONS_MAX: u32 = 1024;
 /// Most libraries of one lease.
 pub const LIBRARIES_MAX: u32 = 256;
 
-/// How a lane waits for the calls of a link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Waiting {
-    /// It spins, and is billed for it.
-    Hot = 1,
-    /// It sleeps until it is woken.
-    Warm = 2,
-}
-
 /// How a function is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -62,8 +52,6 @@ pub enum ToWorker {
         lease: u64,
         /// Threads: the board's lanes.
         lanes: u16,
-        /// How long a hot lane spins after its last call before it sleeps; `u64::MAX` for ever.
-        hot_timeout_ns: u64,
     },
     /// The memory of the next `AddLink`, with its descriptor: calls travel there.
     Segment,
@@ -75,8 +63,15 @@ pub enum ToWorker {
         lane: u16,
         /// How its regions are divided.
         geometry: Geometry,
-        /// How the lane waits for it.
-        waiting: Waiting,
+        /// How long the lane looks for its calls after the last one, before it sleeps; 0: not at all.
+        hot_ns: u64,
+    },
+    /// Another time to look for a session's calls.
+    SetHot {
+        /// The session's index on the board.
+        session: u16,
+        /// As in `AddLink`.
+        hot_ns: u64,
     },
     /// Close every link of a session. Each is answered by `LinkClosed`; after the last one the index is free.
     DropSession {
@@ -206,20 +201,24 @@ impl Record for ToWorker {
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64);
         match self {
-            Self::Init { lease, lanes, hot_timeout_ns } => {
+            Self::Init { lease, lanes } => {
                 out.push(1);
                 out.extend(lease.to_le_bytes());
                 out.extend(lanes.to_le_bytes());
-                out.extend(hot_timeout_ns.to_le_bytes());
             }
-            Self::AddLink { session, lane, geometry, waiting } => {
+            Self::SetHot { session, hot_ns } => {
+                out.push(8);
+                out.extend(session.to_le_bytes());
+                out.extend(hot_ns.to_le_bytes());
+            }
+            Self::AddLink { session, lane, geometry, hot_ns } => {
                 out.push(2);
                 out.extend(session.to_le_bytes());
                 out.extend(lane.to_le_bytes());
                 out.extend(geometry.window.to_le_bytes());
                 out.extend(geometry.slot_bytes.to_le_bytes());
                 out.extend(geometry.arena_bytes.to_le_bytes());
-                out.push(*waiting as u8);
+                out.extend(hot_ns.to_le_bytes());
             }
             Self::DropSession { session } => {
                 out.push(3);
@@ -245,11 +244,7 @@ impl Record for ToWorker {
     fn decode(bytes: &[u8]) -> Result<Self, IpcError> {
         let mut fields = Fields(bytes);
         let record = match fields.u8()? {
-            1 => Self::Init {
-                lease: fields.u64()?,
-                lanes: fields.u16()?,
-                hot_timeout_ns: fields.u64()?,
-            },
+            1 => Self::Init { lease: fields.u64()?, lanes: fields.u16()? },
             2 => Self::AddLink {
                 session: fields.u16()?,
                 lane: fields.u16()?,
@@ -260,11 +255,7 @@ impl Record for ToWorker {
                 }
                 .check()
                 .map_err(|_| IpcError::Record("its geometry is out of bounds"))?,
-                waiting: match fields.u8()? {
-                    1 => Waiting::Hot,
-                    2 => Waiting::Warm,
-                    _ => return Err(IpcError::Record("its way of waiting is unknown")),
-                },
+                hot_ns: fields.u64()?,
             },
             3 => Self::DropSession { session: fields.u16()? },
             4 => Self::Library { library: fields.below(LIBRARIES_MAX)? },
@@ -276,6 +267,7 @@ impl Record for ToWorker {
             },
             6 => Self::Finish,
             7 => Self::Segment,
+            8 => Self::SetHot { session: fields.u16()?, hot_ns: fields.u64()? },
             _ => return Err(IpcError::Record("its kind is unknown")),
         };
         fields.end().map(|()| record)
@@ -419,8 +411,9 @@ mod tests {
     fn to_worker() -> Vec<ToWorker> {
         let geometry = Geometry { window: 8, slot_bytes: 4096, arena_bytes: 1 << 20 };
         vec![
-            ToWorker::Init { lease: 5, lanes: 2, hot_timeout_ns: u64::MAX },
-            ToWorker::AddLink { session: 1, lane: 2, geometry, waiting: Waiting::Warm },
+            ToWorker::Init { lease: 5, lanes: 2 },
+            ToWorker::AddLink { session: 1, lane: 2, geometry, hot_ns: u64::MAX },
+            ToWorker::SetHot { session: 1, hot_ns: 0 },
             ToWorker::DropSession { session: 1 },
             ToWorker::Library { library: 3 },
             ToWorker::OpenFunction {
@@ -471,7 +464,7 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_record_decodes_or_is_refused(which in 0usize..7, at: prop::sample::Index, byte: u8) {
+        fn a_changed_record_decodes_or_is_refused(which in 0usize..8, at: prop::sample::Index, byte: u8) {
             let mut bytes = to_worker()[which].encode();
             let at = at.index(bytes.len());
             bytes[at] = byte;

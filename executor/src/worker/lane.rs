@@ -16,7 +16,7 @@ use super::{
     Shared,
     call::Runner,
     fault,
-    ipc::{self, FromWorker, Waiting},
+    ipc::{self, FromWorker},
     mailbox::{Mail, Receiver},
     meter::Meter,
     tune::LOOKS_PER_CLOCK,
@@ -36,7 +36,8 @@ struct Lane {
 
 struct Served {
     session: u16,
-    waiting: Waiting,
+    /// Ticks to look for its calls after the last one; 0: sleep at once.
+    hot: u64,
     link: Box<dyn Link>,
 }
 
@@ -107,11 +108,8 @@ impl Lane {
     /// Nothing was found: look again at once?
     fn spins(&mut self) -> bool {
         self.empty_looks = self.empty_looks.wrapping_add(1);
-        if !self.links.iter().any(|served| served.waiting == Waiting::Hot) {
-            return false;
-        }
-        !self.empty_looks.is_multiple_of(LOOKS_PER_CLOCK)
-            || self.meter.idle() < self.shared.hot_timeout
+        let hot = self.links.iter().map(|served| served.hot).max().unwrap_or(0);
+        hot > 0 && (!self.empty_looks.is_multiple_of(LOOKS_PER_CLOCK) || self.meter.idle() < hot)
     }
 
     /// Sleeps until a link or the mailbox has something.
@@ -148,8 +146,13 @@ impl Lane {
                 Mail::Add { session, .. } if self.links.len() == usize::from(SESSIONS_MAX) => {
                     self.tell_closed(session, "the lane serves as many links as it may");
                 }
-                Mail::Add { session, waiting, link } => {
-                    self.links.push(Served { session, waiting, link });
+                Mail::Add { session, hot, link } => {
+                    self.links.push(Served { session, hot, link });
+                    self.meter.resume();
+                }
+                Mail::SetHot { session, hot } => {
+                    let own = self.links.iter_mut().filter(|served| served.session == session);
+                    own.for_each(|served| served.hot = hot);
                     self.meter.resume();
                 }
                 Mail::Drop { session } => {

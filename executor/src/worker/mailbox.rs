@@ -15,14 +15,16 @@ use std::{
 use gleaner_fabric::Link;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::{Shared, ipc::Waiting, tune::MAIL_MAX};
+use super::{Shared, tune::MAIL_MAX};
 
 /// What a lane is told.
 pub(super) enum Mail {
     /// First: what all lanes share.
     Start(&'static Shared),
     /// Serve this link.
-    Add { session: u16, waiting: Waiting, link: Box<dyn Link> },
+    Add { session: u16, hot: u64, link: Box<dyn Link> },
+    /// Look for calls of this session for so many ticks after each one, before sleeping.
+    SetHot { session: u16, hot: u64 },
     /// Close the links of this session.
     Drop { session: u16 },
     /// End.

@@ -2,7 +2,8 @@
 //! reads it at any time. Reads the clock, decides nothing.
 #![forbid(unsafe_code)]
 
-use super::clock::{self, Clock};
+use gleaner_fabric::clock::{self, Clock};
+
 use crate::board::{Board, Usage};
 
 pub(super) struct Meter {

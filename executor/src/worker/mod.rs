@@ -10,7 +10,6 @@
 //! knows of calls lies on the [board](crate::board), which the agent owns.
 
 mod call;
-mod clock;
 mod elf;
 mod fault;
 mod filter;
@@ -31,15 +30,15 @@ use std::{
 
 use gleaner_fabric::{
     Geometry, Link, Side,
+    clock::{Calibration, Clock},
     shm::{Direction, Segment, ShmLink},
     tcp::TcpLink,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use self::{
-    clock::{Calibration, Clock},
     function::{Libraries, Table},
-    ipc::{FromWorker, IpcError, ToWorker, Waiting},
+    ipc::{FromWorker, IpcError, ToWorker},
     lanes::Lanes,
     mailbox::{Full, Mail},
 };
@@ -85,8 +84,6 @@ struct Shared {
     functions: Table,
     clock: Clock,
     agent: OwnedFd,
-    /// Ticks that a hot lane looks for calls before it sleeps.
-    hot_timeout: u64,
 }
 
 /// Waits until the keeper needs this process, becomes the worker of a lease, and serves it until its agent says that it is
@@ -111,10 +108,14 @@ fn serve(agent: OwnedFd, lanes: Lanes, clock: Clock) -> Result<(), WorkerError> 
         match receive(&shared.agent)? {
             (ToWorker::Init { .. }, _) => return Err(WorkerError::Init("it came twice")),
             (ToWorker::Segment, file) => segment = Some(file.ok_or(WorkerError::NoDescriptor)?),
-            (ToWorker::AddLink { session, lane, geometry, waiting }, socket) => {
+            (ToWorker::AddLink { session, lane, geometry, hot_ns }, socket) => {
                 let socket = socket.ok_or(WorkerError::NoDescriptor)?;
                 let connection = Connection { socket, segment: segment.take() };
-                add_link(shared, &lanes, (session, lane), geometry, waiting, connection)?;
+                add_link(shared, &lanes, (session, lane), geometry, hot_ns, connection)?;
+            }
+            (ToWorker::SetHot { session, hot_ns }, _) => {
+                let hot = shared.clock.ticks(hot_ns);
+                lanes.tell_all(|| Mail::SetHot { session, hot })?;
             }
             (ToWorker::DropSession { session }, _) => {
                 lanes.tell_all(|| Mail::Drop { session })?;
@@ -145,7 +146,7 @@ fn serve(agent: OwnedFd, lanes: Lanes, clock: Clock) -> Result<(), WorkerError> 
 /// Takes the first record and makes what all share. It lives as long as the process: foreign threads may outlive any scope.
 fn init(agent: OwnedFd, lanes: &Lanes, clock: Clock) -> Result<&'static Shared, WorkerError> {
     let (record, board) = receive(&agent)?;
-    let ToWorker::Init { lanes: wanted, hot_timeout_ns, .. } = record else {
+    let ToWorker::Init { lanes: wanted, .. } = record else {
         return Err(WorkerError::Init("it is not Init"));
     };
     let board = Board::open(board.ok_or(WorkerError::NoDescriptor)?.as_fd())?;
@@ -153,8 +154,7 @@ fn init(agent: OwnedFd, lanes: &Lanes, clock: Clock) -> Result<&'static Shared, 
         return Err(WorkerError::Init("its lanes are not this lease's cores"));
     }
     let functions = Table::new();
-    let hot_timeout = clock.ticks(hot_timeout_ns);
-    Ok(Box::leak(Box::new(Shared { board, functions, clock, agent, hot_timeout })))
+    Ok(Box::leak(Box::new(Shared { board, functions, clock, agent })))
 }
 
 fn add_link(
@@ -162,7 +162,7 @@ fn add_link(
     lanes: &Lanes,
     (session, lane): (u16, u16),
     geometry: Geometry,
-    waiting: Waiting,
+    hot_ns: u64,
     connection: Connection,
 ) -> Result<(), WorkerError> {
     let shape = shared.board.shape();
@@ -172,7 +172,10 @@ fn add_link(
         false => Err("the board has no room for its session, lane or window".to_owned()),
     };
     match made {
-        Ok(link) => Ok(lanes.tell(lane, Mail::Add { session, waiting, link })?),
+        Ok(link) => {
+            let hot = shared.clock.ticks(hot_ns);
+            Ok(lanes.tell(lane, Mail::Add { session, hot, link })?)
+        }
         Err(message) => answer(shared, &FromWorker::LinkClosed { session, lane, message }),
     }
 }

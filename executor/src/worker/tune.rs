@@ -18,9 +18,6 @@ pub(super) const FAULT_STACK_BYTES: usize = 64 << 10;
 /// Bytes of a function's message to its caller, the ending 0 included.
 pub(super) const ERROR_BYTES: usize = 1024;
 
-/// How long the clock is compared with the system's before it is trusted: a worker of the pool has waited longer anyway.
-pub(super) const CALIBRATE_NS: u64 = 2_000_000;
-
 /// What lies after every output, and is no likely output itself.
 pub(super) const GUARD_BYTE: u8 = 0xA7;
 

@@ -81,6 +81,7 @@ impl Raw {
             slot_bytes: 4096,
             arena_bytes: 0,
             waiting: v1::Waiting::Warm as i32,
+            hot_timeout_ns: 0,
         };
         let answer = raw.greet(Purpose::Attach(attach), key);
         (raw, answer)

@@ -7,18 +7,18 @@ use std::{
 
 use gleaner_executor::{
     board::{Phase, Place},
-    worker::ipc::{FromWorker, ToWorker, Waiting},
+    worker::ipc::{FromWorker, ToWorker},
 };
 use gleaner_proto::header::Status;
 
-use crate::rig::{EPOCH, GEOMETRY, PATIENCE, Rig};
+use crate::rig::{EPOCH, GEOMETRY, HOT, PATIENCE, Rig, WARM};
 
 #[test]
 fn payloads_of_any_size_come_back_hot_and_warm() {
     let mut rig = Rig::start(1);
     let [echo] = rig.functions(["echo"]);
-    for (session, waiting, largest) in [(0, Waiting::Warm, 1 << 20), (1, Waiting::Hot, 64 << 20)] {
-        let mut client = rig.add_link(session, 0, waiting);
+    for (session, hot_ns, largest) in [(0, WARM, 1 << 20), (1, HOT, 64 << 20)] {
+        let mut client = rig.add_link(session, 0, hot_ns);
         for size in [0, 1, 63, 64, 65, 3968, 3969, 100_000, largest] {
             let data: Vec<u8> = (0..size).map(|at| (at ^ (at >> 8)) as u8).collect();
             let reply = client.call_with(echo, &data, size);
@@ -32,7 +32,7 @@ fn payloads_of_any_size_come_back_hot_and_warm() {
 fn a_window_of_calls_is_answered_in_order() {
     let mut rig = Rig::start(1);
     let [sum] = rig.functions(["sum"]);
-    let mut client = rig.add_link(0, 0, Waiting::Warm);
+    let mut client = rig.add_link(0, 0, WARM);
     for round in 0..100u64 {
         let slots: Vec<u16> = (0..u64::from(GEOMETRY.window))
             .map(|n| client.send(sum, &[round.to_le_bytes(), n.to_le_bytes()].concat(), 8))
@@ -49,7 +49,7 @@ fn each_lane_keeps_its_own_state_and_its_counters() {
     let mut rig = Rig::start(2);
     let [counter, about] = rig.functions(["counter", "about"]);
     for lane in 0..2 {
-        let mut client = rig.add_link(0, lane, Waiting::Warm);
+        let mut client = rig.add_link(0, lane, WARM);
         for call in 1..=5 + u64::from(lane) {
             assert_eq!(client.call(counter, b"").number(), call);
         }
@@ -57,7 +57,7 @@ fn each_lane_keeps_its_own_state_and_its_counters() {
         let (numbers, _) = reply.data.as_chunks::<4>();
         assert_eq!([numbers[0], numbers[1]], [u32::from(lane).to_le_bytes(), 2u32.to_le_bytes()]);
     }
-    let other = rig.add_link(1, 0, Waiting::Warm).call(counter, b"").number();
+    let other = rig.add_link(1, 0, WARM).call(counter, b"").number();
     assert_eq!(other, 6, "a thread's state is the lease's, whatever the session");
     assert_eq!([rig.board.usage(0).calls, rig.board.usage(1).calls], [7, 7]);
 }
@@ -66,7 +66,7 @@ fn each_lane_keeps_its_own_state_and_its_counters() {
 fn the_meter_counts_time_inside_functions_and_not_in_sleep() {
     let mut rig = Rig::start(1);
     let [spin] = rig.functions(["spin"]);
-    let mut client = rig.add_link(0, 0, Waiting::Warm);
+    let mut client = rig.add_link(0, 0, WARM);
     let wanted = Duration::from_millis(20).as_nanos() as u64;
     let reply = client.call(spin, &wanted.to_le_bytes());
     let (inside, claimed) = (reply.number(), rig.board.usage(0).executing_ns);
@@ -79,7 +79,7 @@ fn the_meter_counts_time_inside_functions_and_not_in_sleep() {
 fn a_stale_epoch_never_runs() {
     let mut rig = Rig::start(1);
     let [counter] = rig.functions(["counter"]);
-    let mut client = rig.add_link(0, 0, Waiting::Warm);
+    let mut client = rig.add_link(0, 0, WARM);
     client.change = |header| header.epoch = EPOCH - 1;
     assert_eq!(client.call(counter, b"").header.status, Status::Stale);
     client.change = |_| {};
@@ -94,7 +94,7 @@ fn a_stale_epoch_never_runs() {
 fn a_cancelled_call_is_not_started_and_a_running_one_can_see_it() {
     let mut rig = Rig::start(1);
     let [counter, spin] = rig.functions(["counter", "spin"]);
-    let mut client = rig.add_link(0, 0, Waiting::Warm);
+    let mut client = rig.add_link(0, 0, WARM);
     let place = |slot| Place { session: 0, lane: 0, slot };
     rig.board.slot(place(0)).unwrap().cancel(1);
     assert_eq!(client.call(counter, b"").header.status, Status::Cancelled);
@@ -115,7 +115,7 @@ fn a_cancelled_call_is_not_started_and_a_running_one_can_see_it() {
 fn what_a_function_cannot_do_is_said() {
     let mut rig = Rig::start(1);
     let [fail, produce, panic, no_state] = rig.functions(["fail", "produce", "panic", "no_state"]);
-    let mut client = rig.add_link(0, 0, Waiting::Warm);
+    let mut client = rig.add_link(0, 0, WARM);
     let reply = client.call(fail, &7u32.to_le_bytes());
     assert_eq!((reply.header.status, reply.header.code), (Status::FunctionError, 7));
     assert_eq!(reply.text(), "failed with code 7, as asked");
@@ -139,9 +139,9 @@ fn what_a_function_cannot_do_is_said() {
 fn a_hostile_client_loses_its_link_and_nobody_else_does() {
     let mut rig = Rig::start(1);
     let [echo] = rig.functions(["echo"]);
-    let mut good = rig.add_link(0, 0, Waiting::Warm);
+    let mut good = rig.add_link(0, 0, WARM);
     assert_eq!(good.call(echo, b"before").text(), "before");
-    let mut hostile = rig.add_socket(1, 0, Waiting::Warm);
+    let mut hostile = rig.add_socket(1, 0, WARM);
     hostile.write_all(&[0xFF; 64]).unwrap();
     let FromWorker::LinkClosed { session: 1, lane: 0, message } = rig.answer() else { panic!() };
     assert!(message.contains("bad header"), "{message}");
@@ -152,8 +152,8 @@ fn a_hostile_client_loses_its_link_and_nobody_else_does() {
 fn a_client_that_goes_away_mid_call_frees_its_lane() {
     let mut rig = Rig::start(1);
     let [sleep, echo] = rig.functions(["sleep", "echo"]);
-    let mut good = rig.add_link(0, 0, Waiting::Warm);
-    let mut gone = rig.add_link(1, 0, Waiting::Warm);
+    let mut good = rig.add_link(0, 0, WARM);
+    let mut gone = rig.add_link(1, 0, WARM);
     gone.send(sleep, &50u64.to_le_bytes(), 0);
     drop(gone);
     let FromWorker::LinkClosed { session: 1, lane: 0, .. } = rig.answer() else { panic!() };
@@ -164,8 +164,8 @@ fn a_client_that_goes_away_mid_call_frees_its_lane() {
 fn a_dropped_session_closes_its_links_on_every_lane() {
     let mut rig = Rig::start(2);
     let [echo] = rig.functions(["echo"]);
-    let mut dropped = [rig.add_link(0, 0, Waiting::Warm), rig.add_link(0, 1, Waiting::Warm)];
-    let mut kept = rig.add_link(1, 0, Waiting::Hot);
+    let mut dropped = [rig.add_link(0, 0, WARM), rig.add_link(0, 1, WARM)];
+    let mut kept = rig.add_link(1, 0, HOT);
     rig.tell(&ToWorker::DropSession { session: 0 }, None);
     let mut lanes = [rig.answer(), rig.answer()].map(|record| match record {
         FromWorker::LinkClosed { session: 0, lane, .. } => lane,
@@ -181,7 +181,7 @@ fn a_dropped_session_closes_its_links_on_every_lane() {
 fn links_that_the_board_has_no_room_for_are_refused() {
     let rig = Rig::start(1);
     for (session, lane) in [(4, 0), (0, 1)] {
-        let _socket = rig.add_socket(session, lane, Waiting::Warm);
+        let _socket = rig.add_socket(session, lane, WARM);
         let FromWorker::LinkClosed { session: s, lane: l, .. } = rig.answer() else { panic!() };
         assert_eq!((s, l), (session, lane));
     }

@@ -1,13 +1,10 @@
 //! Functions that kill their worker: what stays on the board, and that nothing else is hurt.
 
-use gleaner_executor::{
-    board::{Fault, FaultCause, Phase, Place},
-    worker::ipc::Waiting,
-};
+use gleaner_executor::board::{Fault, FaultCause, Phase, Place};
 use gleaner_proto::header::Status;
 use nix::libc;
 
-use crate::rig::Rig;
+use crate::rig::{Rig, WARM};
 
 const FIRST: Place = Place { session: 0, lane: 0, slot: 0 };
 
@@ -15,9 +12,9 @@ const FIRST: Place = Place { session: 0, lane: 0, slot: 0 };
 fn fatal(name: &str, input: &[u8]) -> (Fault, Option<i32>) {
     let mut rig = Rig::start(2);
     let [echo, function] = rig.functions(["echo", name]);
-    let mut other = rig.add_link(1, 1, Waiting::Warm);
+    let mut other = rig.add_link(1, 1, WARM);
     assert_eq!(other.call(echo, b"x").text(), "x");
-    let mut client = rig.add_link(0, 0, Waiting::Warm);
+    let mut client = rig.add_link(0, 0, WARM);
     client.send(function, input, 64);
     assert!(rig.is_gone());
     let signal = rig.killed_by();
@@ -54,7 +51,7 @@ fn a_write_past_the_output_is_found_answered_and_ends_the_worker() {
     for (name, input) in [("overrun", [0; 4]), ("rfaas_fill", 80u32.to_le_bytes())] {
         let mut rig = Rig::start(1);
         let [function] = rig.functions([name]);
-        let mut client = rig.add_link(0, 0, Waiting::Warm);
+        let mut client = rig.add_link(0, 0, WARM);
         let reply = client.call_with(function, &input, 64);
         assert_eq!(reply.header.status, Status::Overflow, "{name}");
         assert_eq!(rig.killed_by(), Some(libc::SIGABRT));
@@ -67,7 +64,7 @@ fn a_write_past_the_output_is_found_answered_and_ends_the_worker() {
 fn filling_the_output_to_its_last_byte_is_allowed() {
     let mut rig = Rig::start(1);
     let [fill] = rig.functions(["rfaas_fill"]);
-    let mut client = rig.add_link(0, 0, Waiting::Warm);
+    let mut client = rig.add_link(0, 0, WARM);
     let reply = client.call_with(fill, &64u32.to_le_bytes(), 64);
     assert_eq!((reply.header.status, reply.data.len()), (Status::Ok, 64));
 }
@@ -76,7 +73,7 @@ fn filling_the_output_to_its_last_byte_is_allowed() {
 fn a_function_starts_no_process_and_reaches_no_network() {
     let mut rig = Rig::start(1);
     let [fork, connect] = rig.functions(["fork_it", "connect_out"]);
-    let mut client = rig.add_link(0, 0, Waiting::Warm);
+    let mut client = rig.add_link(0, 0, WARM);
     for function in [fork, connect] {
         let reply = client.call(function, b"");
         assert_eq!(reply.header.status, Status::FunctionError, "{}", reply.text());
@@ -92,7 +89,7 @@ fn a_function_starts_no_process_and_reaches_no_network() {
 fn memory_beyond_the_lease_is_refused_where_no_cgroup_counts_it() {
     let mut rig = Rig::start_with(1, 128 << 20, true);
     let [eat, echo] = rig.functions(["eat_memory", "echo"]);
-    let mut client = rig.add_link(0, 0, Waiting::Warm);
+    let mut client = rig.add_link(0, 0, WARM);
     let reply = client.call(eat, b"");
     assert_eq!((reply.header.status, reply.header.code), (Status::FunctionError, 12));
     assert_eq!(client.call(echo, b"alive").text(), "alive");
@@ -102,7 +99,7 @@ fn memory_beyond_the_lease_is_refused_where_no_cgroup_counts_it() {
 fn a_loop_leaves_its_state_when_it_is_killed_from_outside() {
     let mut rig = Rig::start(1);
     let [endless] = rig.functions(["loop_forever"]);
-    let mut client = rig.add_link(0, 0, Waiting::Warm);
+    let mut client = rig.add_link(0, 0, WARM);
     client.send(endless, b"", 0);
     let until = std::time::Instant::now() + crate::rig::PATIENCE;
     while rig.slot(FIRST).phase != Phase::Started {

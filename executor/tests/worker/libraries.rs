@@ -5,12 +5,12 @@ use std::{
     process::Command,
 };
 
-use gleaner_executor::worker::ipc::{Abi, ToWorker, Waiting};
+use gleaner_executor::worker::ipc::{Abi, ToWorker};
 use gleaner_proto::header::Status;
 use gleaner_test_functions::{NATIVE_C, NATIVE_INCLUDE, RFAAS_C, library_path};
 use nix::fcntl::SealFlag;
 
-use crate::rig::Rig;
+use crate::rig::{Rig, WARM};
 
 fn compile(directory: &Path, source: &str) -> PathBuf {
     let library = directory.join("library.so");
@@ -33,7 +33,7 @@ fn a_library_in_rfaas_form_runs_unchanged() {
     assert_eq!(abi, Abi::Rfaas);
     let (upper, _) = rig.open(library, "upper", Abi::Rfaas).unwrap();
     let (empty, _) = rig.open(library, "empty", Abi::Rfaas).unwrap();
-    let mut client = rig.add_link(0, 0, Waiting::Warm);
+    let mut client = rig.add_link(0, 0, WARM);
     assert_eq!(client.call(reverse, b"desserts").text(), "stressed");
     assert_eq!(client.call(upper, b"harvest").text(), "HARVEST");
     assert_eq!(client.call(empty, &[1, 2, 3, 4, 5, 6]).data, [1, 2, 3, 4]);
@@ -51,7 +51,7 @@ fn a_library_in_our_c_abi_keeps_state_and_knows_its_deadline() {
     let (add, abi) = rig.open(library, "add", Abi::Any).unwrap();
     assert_eq!(abi, Abi::Gleaner);
     let (left, _) = rig.open(library, "left", Abi::Gleaner).unwrap();
-    let mut client = rig.add_link(0, 0, Waiting::Warm);
+    let mut client = rig.add_link(0, 0, WARM);
     assert_eq!(client.call(add, &40u64.to_le_bytes()).number(), 40);
     assert_eq!(client.call(add, &2u64.to_le_bytes()).number(), 42);
     let reply = client.call(add, b"short");
@@ -102,5 +102,5 @@ fn what_is_no_library_is_refused_and_the_worker_lives() {
         assert!(said.contains(why), "{said}");
     }
     let [echo] = rig.functions(["echo"]);
-    assert_eq!(rig.add_link(0, 0, Waiting::Warm).call(echo, b"alive").text(), "alive");
+    assert_eq!(rig.add_link(0, 0, WARM).call(echo, b"alive").text(), "alive");
 }

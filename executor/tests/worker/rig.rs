@@ -18,7 +18,7 @@ use gleaner_executor::{
     board::{Board, Place, Shape, SlotState},
     keeper::handover::{Become, Confined},
     sys,
-    worker::ipc::{self, Abi, FromWorker, IpcError, ToWorker, Waiting},
+    worker::ipc::{self, Abi, FromWorker, IpcError, ToWorker},
 };
 use gleaner_fabric::{Arena, Geometry, Link, LinkError, Side, tcp::TcpLink};
 use gleaner_proto::{
@@ -31,6 +31,10 @@ use nix::{
     sys::memfd::{MFdFlags, memfd_create},
     unistd::{getegid, geteuid},
 };
+
+/// A lane that sleeps at once, and one that spins for longer than any test.
+pub(crate) const WARM: u64 = 0;
+pub(crate) const HOT: u64 = u64::MAX;
 
 /// Longest that anything may take: workers are of the idle class, and a busy machine lets them wait.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -95,8 +99,8 @@ impl Rig {
         let (board, board_fd) = Board::create(shape, EPOCH).unwrap();
         let (libraries, functions) = (0, 0);
         let rig = Self { child, _keeper: keeper, agent: Some(agent), board, libraries, functions };
-        let hot_timeout_ns = 1_000_000_000;
-        let init = ToWorker::Init { lease: 7, lanes, hot_timeout_ns };
+
+        let init = ToWorker::Init { lease: 7, lanes };
         rig.tell(&init, Some(board_fd.as_fd()));
         assert_eq!(rig.answer(), FromWorker::Ready);
         rig
@@ -128,16 +132,16 @@ impl Rig {
         self.agent = None;
     }
 
-    pub(crate) fn add_link(&self, session: u16, lane: u16, waiting: Waiting) -> Client {
-        Client::new(self.add_socket(session, lane, waiting))
+    pub(crate) fn add_link(&self, session: u16, lane: u16, hot_ns: u64) -> Client {
+        Client::new(self.add_socket(session, lane, hot_ns))
     }
 
     /// The client's end of a link, as a plain socket.
-    pub(crate) fn add_socket(&self, session: u16, lane: u16, waiting: Waiting) -> TcpStream {
+    pub(crate) fn add_socket(&self, session: u16, lane: u16, hot_ns: u64) -> TcpStream {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (worker, _) = listener.accept().unwrap();
-        let record = ToWorker::AddLink { session, lane, geometry: GEOMETRY, waiting };
+        let record = ToWorker::AddLink { session, lane, geometry: GEOMETRY, hot_ns };
         self.tell(&record, Some(worker.as_fd()));
         client
     }

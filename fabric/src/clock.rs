@@ -1,33 +1,34 @@
-//! The worker's clock: the processor's time stamp counter, compared once with the system's. Reading it is no system call and
-//! costs a few nanoseconds; it decides nothing but a meter's figures and what is left of a call's time.
+//! The hot loops' clock: the processor's time stamp counter, compared once with the system's. Reading it is no system call and
+//! costs a few nanoseconds; it decides nothing but a meter's figures, what is left of a call's time, and how long to spin.
 // UNSAFETY: reading the counter is an intrinsic.
 #![allow(unsafe_code)]
 
 use std::time::Instant;
 
-use super::tune::CALIBRATE_NS;
+use crate::tune::CALIBRATE_NS;
 
 /// A comparison under way.
 #[derive(Debug)]
-pub(super) struct Calibration {
+pub struct Calibration {
     start: Instant,
     ticks: u64,
 }
 
 /// Turns ticks into nanoseconds.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Clock {
+pub struct Clock {
     /// Nanoseconds of a tick, times 2^32.
     scale: u64,
 }
 
 impl Calibration {
-    pub(super) fn begin() -> Self {
+    /// Begins it.
+    pub fn begin() -> Self {
         Self { start: Instant::now(), ticks: ticks() }
     }
 
     /// Ends the comparison; spins first if it was too short to be exact.
-    pub(super) fn end(self) -> Clock {
+    pub fn end(self) -> Clock {
         loop {
             let elapsed = self.start.elapsed().as_nanos() as u64;
             let ticked = ticks().wrapping_sub(self.ticks);
@@ -40,11 +41,13 @@ impl Calibration {
 }
 
 impl Clock {
-    pub(super) fn ns(self, ticks: u64) -> u64 {
+    /// Ticks in nanoseconds.
+    pub fn ns(self, ticks: u64) -> u64 {
         ((u128::from(ticks) * u128::from(self.scale)) >> 32) as u64
     }
 
-    pub(super) fn ticks(self, ns: u64) -> u64 {
+    /// Nanoseconds in ticks; what does not fit saturates.
+    pub fn ticks(self, ns: u64) -> u64 {
         let ticks = (u128::from(ns) << 32) / u128::from(self.scale.max(1));
         u64::try_from(ticks).unwrap_or(u64::MAX)
     }
@@ -52,14 +55,14 @@ impl Clock {
 
 /// The counter, now.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn ticks() -> u64 {
+pub fn ticks() -> u64 {
     // SAFETY: every x86-64 processor has the instruction, and the sandbox does not forbid it.
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
 /// The counter, now: nanoseconds of the system's clock, which these processors read without a system call as well.
 #[cfg(not(target_arch = "x86_64"))]
-pub(super) fn ticks() -> u64 {
+pub fn ticks() -> u64 {
     static FIRST: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     FIRST.get_or_init(Instant::now).elapsed().as_nanos() as u64
 }
