@@ -103,6 +103,7 @@ pub enum BadHeader {
 
 impl Header {
     /// The header as it travels.
+    #[inline]
     pub fn encode(&self) -> [u8; HEADER_LEN] {
         let mut out = [0; HEADER_LEN];
         out[0..4].copy_from_slice(&self.generation.to_le_bytes());
@@ -122,6 +123,7 @@ impl Header {
     }
 
     /// Reads a snapshot of a header. Ranges are the link's to check, against its own geometry.
+    #[inline]
     pub fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Self, BadHeader> {
         let generation = u32_at(bytes, 0);
         if generation == 0 {
@@ -149,6 +151,7 @@ impl Header {
 }
 
 impl Kind {
+    #[inline]
     fn decode(byte: u8) -> Result<Self, BadHeader> {
         match byte {
             1 => Ok(Self::Request),
@@ -159,6 +162,7 @@ impl Kind {
 }
 
 impl Status {
+    #[inline]
     fn decode(byte: u8) -> Result<Self, BadHeader> {
         Ok(match byte {
             0 => Self::Ok,
@@ -173,10 +177,12 @@ impl Status {
     }
 }
 
+#[inline]
 fn u32_at(bytes: &[u8; HEADER_LEN], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
+#[inline]
 fn u64_at(bytes: &[u8; HEADER_LEN], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
