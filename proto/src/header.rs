@@ -1,12 +1,12 @@
 //! The invocation header: 64 bytes that lie before every payload, one layout for shared memory, TCP and RDMA.
 //!
 //! ```text
-//!  0 u32 generation   of the slot; shared memory stores it last, with Release     8 u64 epoch
+//!  0 u32 generation   of the slot                                                 8 u64 epoch
 //!  4 u16 slot                                                                    16 u64 invocation
 //!  6 u8  kind         1 request, 2 response                                      24 u32 function
 //!  7 u8  status       of a response                                              28 u32 code
 //! 32 u32 payload_len  36 u32 block      40 u32 reply_block   44 u32 reply_capacity
-//! 48 u64 time_ns      56 u64 reserved, 0
+//! 48 u64 time_ns      56 u64 reserved, 0; a ring in shared memory keeps a line's number in its first half
 //! ```
 //!
 //! Little-endian. The header and its payload are one block, so that a call is one write; an RDMA immediate names the

@@ -36,6 +36,7 @@ use super::{
 use crate::{
     link::{Arrival, BadGeometry, Block, Geometry},
     region::Mapping,
+    tune::HUGE_PAGE_BYTES,
 };
 
 /// Without these a peer could change the size under us.
@@ -161,8 +162,10 @@ impl Segment {
         let remedy = "close the descriptor: the pages go when nobody maps them any more";
         let size =
             fstat(&file).map_err(|error| system("look at its size", 0, error, remedy))?.st_size;
+        // Whole pages of any size: of one that is cut, the bytes would go and the page stay.
+        let whole = size.saturating_add(HUGE_PAGE_BYTES as i64);
         let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(&file, how, 0, size)
+        fallocate(&file, how, 0, whole)
             .map_err(|error| system("give its pages back", size as u64, error, remedy))
     }
 

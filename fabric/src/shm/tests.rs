@@ -424,7 +424,7 @@ fn pages_come_with_prefault_keep_what_is_there_and_go_with_punch() {
     segment.room(Direction::Requests, geometry.slot(1))[0] = 7;
     segment.prefault().unwrap();
     segment.touch();
-    assert_eq!(blocks() * 512, segment.layout().bytes as i64);
+    assert!(blocks() * 512 >= segment.layout().bytes as i64);
     assert_eq!(segment.room(Direction::Requests, geometry.slot(1))[0], 7);
     Segment::punch(&file).unwrap();
     assert_eq!(blocks(), 0);
