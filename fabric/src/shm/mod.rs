@@ -6,7 +6,8 @@
 //! sleeps says so in its bell, and is woken by the futex there or by a byte in the socket. The socket's end is the peer's.
 //!
 //! ```text
-//! post: payload in place ──▶ ring line (Release) ──▶ bell: sleeps? futex or a byte     poll: ring line (Acquire) ──▶ snapshot
+//! post: payload in place ──▶ ring line (Release) ──▶ bell: sleeps? futex or a byte
+//! poll: ring line (Acquire) ──▶ snapshot ──▶ checked ──▶ arrival
 //! ```
 #![deny(unsafe_code)]
 
