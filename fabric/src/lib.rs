@@ -1,6 +1,6 @@
 //! Moves bytes between a client and one worker thread, and knows nothing of leases.
 //!
-//! One trait, [`Link`], a backend a file, one conformance suite for all ([`conformance`]). Both ends hold two
+//! One trait, [`Link`], a backend a file or folder, one conformance suite for all ([`conformance`]). Both ends hold two
 //! *mirrored regions*: what one end writes into its request region at some offset appears in the peer's at the same
 //! offset. Shared memory makes that one mapping, TCP copies it through a socket, RDMA writes it remotely.
 //!

@@ -1,12 +1,12 @@
 //! The invocation header: 64 bytes that lie before every payload, one layout for shared memory, TCP and RDMA.
 //!
 //! ```text
-//!  0 u32 generation   of the slot; shared memory stores it last, with Release     8 u64 epoch
+//!  0 u32 generation   of the slot                                                 8 u64 epoch
 //!  4 u16 slot                                                                    16 u64 invocation
 //!  6 u8  kind         1 request, 2 response                                      24 u32 function
 //!  7 u8  status       of a response                                              28 u32 code
 //! 32 u32 payload_len  36 u32 block      40 u32 reply_block   44 u32 reply_capacity
-//! 48 u64 time_ns      56 u64 reserved, 0
+//! 48 u64 time_ns      56 u64 reserved, 0; a ring in shared memory keeps a line's number in its first half
 //! ```
 //!
 //! Little-endian. The header and its payload are one block, so that a call is one write; an RDMA immediate names the
@@ -103,6 +103,7 @@ pub enum BadHeader {
 
 impl Header {
     /// The header as it travels.
+    #[inline]
     pub fn encode(&self) -> [u8; HEADER_LEN] {
         let mut out = [0; HEADER_LEN];
         out[0..4].copy_from_slice(&self.generation.to_le_bytes());
@@ -122,6 +123,7 @@ impl Header {
     }
 
     /// Reads a snapshot of a header. Ranges are the link's to check, against its own geometry.
+    #[inline]
     pub fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Self, BadHeader> {
         let generation = u32_at(bytes, 0);
         if generation == 0 {
@@ -149,6 +151,7 @@ impl Header {
 }
 
 impl Kind {
+    #[inline]
     fn decode(byte: u8) -> Result<Self, BadHeader> {
         match byte {
             1 => Ok(Self::Request),
@@ -159,6 +162,7 @@ impl Kind {
 }
 
 impl Status {
+    #[inline]
     fn decode(byte: u8) -> Result<Self, BadHeader> {
         Ok(match byte {
             0 => Self::Ok,
@@ -173,10 +177,12 @@ impl Status {
     }
 }
 
+#[inline]
 fn u32_at(bytes: &[u8; HEADER_LEN], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
+#[inline]
 fn u64_at(bytes: &[u8; HEADER_LEN], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }

@@ -6,9 +6,10 @@
 //! receiver:  swap how ▶ fence ▶ look again ▶ sleep
 //! ```
 //!
-//! Only swaps change the word, so that its values have one order. The two fences order the two stores against the two loads: either the sender sees that the receiver sleeps, or the receiver
-//! sees the message. The swap makes one of many senders' looks the one that wakes. The tests below check this very code under
-//! every order that the memory model allows, and that it fails without either fence or the second look.
+//! Only swaps change the word, so that its values have one order. The fences order the two stores against the two loads: either
+//! the sender sees that the receiver sleeps, or the receiver sees the message. The sender's swap lets one of its looks wake, and
+//! no more. The tests below check this very code in a model of memory (all orders of one message, many of two), and that it
+//! fails without either fence or the second look.
 //!
 //! The peer may store anything in the word: what is no way to sleep wakes nobody but itself.
 #![forbid(unsafe_code)]

@@ -12,31 +12,31 @@ use gleaner_proto::header::HEADER_LEN;
 const WORDS: usize = HEADER_LEN / 8;
 const LAST: usize = WORDS - 1;
 
+/// Bytes of the last word that are the number.
+const NUMBER: usize = 4;
+
 /// A header's place in a ring.
 #[derive(Debug)]
 #[repr(transparent)]
 pub(crate) struct Line([AtomicU64; WORDS]);
 
 impl Line {
-    /// True if message number `sequence` lies here.
+    /// True if message number `sequence` lies here, whole.
+    #[inline]
     pub(crate) fn holds(&self, sequence: u32) -> bool {
         u64::from_le(self.0[LAST].load(Ordering::Acquire)) as u32 == sequence
     }
 
-    /// Copies the message with this number, if it is here, as it was posted: less its number.
+    /// Copies the message that lies here, each byte read once: as it was posted, less its number.
     #[inline]
-    pub(crate) fn snapshot(&self, sequence: u32) -> Option<[u8; HEADER_LEN]> {
-        let last = u64::from_le(self.0[LAST].load(Ordering::Acquire));
-        if last as u32 != sequence {
-            return None;
-        }
+    pub(crate) fn snapshot(&self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
         let (parts, _) = bytes.as_chunks_mut::<8>();
-        for (part, word) in parts.iter_mut().zip(&self.0[..LAST]) {
+        for (part, word) in parts.iter_mut().zip(&self.0) {
             *part = word.load(Ordering::Relaxed).to_ne_bytes();
         }
-        parts[LAST] = (last & !u64::from(u32::MAX)).to_le_bytes();
-        Some(bytes)
+        parts[LAST][..NUMBER].fill(0);
+        bytes
     }
 
     /// Stores a header and then its number.
@@ -58,12 +58,12 @@ mod tests {
     #[test]
     fn a_line_gives_back_what_was_published_under_its_number_alone() {
         let line = Line(Default::default());
-        assert_eq!(line.snapshot(1), None);
+        assert!(!line.holds(1));
         let mut header: [u8; HEADER_LEN] = std::array::from_fn(|at| at as u8);
         header[56..60].fill(0);
         line.publish(u32::MAX, &header);
         assert!(line.holds(u32::MAX) && !line.holds(0));
-        assert_eq!(line.snapshot(u32::MAX), Some(header));
-        assert_eq!(line.snapshot(u32::MAX - 16), None);
+        assert!(!line.holds(u32::MAX - 16), "the ring's last round");
+        assert_eq!(line.snapshot(), header);
     }
 }

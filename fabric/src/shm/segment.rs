@@ -38,6 +38,7 @@ use super::{
 use crate::{
     link::{Arrival, BadGeometry, Block, Geometry},
     region::Mapping,
+    tune::HUGE_PAGE_BYTES,
 };
 
 /// Without these a peer could change the size under us.
@@ -179,7 +180,9 @@ impl Segment {
         let half = layout.half(direction);
         pwrite(&file, &[0; 4], half.whole as i64).map_err(failed("say that its pages go"))?;
         let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        let bytes = layout.region_bytes.next_multiple_of(PAGE);
+        // Whole pages of any size at the end: of one that is cut, the bytes would go and the page stay.
+        let beyond = if direction == Direction::Responses { HUGE_PAGE_BYTES } else { 0 };
+        let bytes = layout.region_bytes.next_multiple_of(PAGE) + beyond;
         fallocate(&file, how, half.region as i64, bytes as i64)
             .map_err(failed("give its pages back"))
     }

@@ -1,0 +1,114 @@
+//! A shared segment whose peer writes what it likes where it likes, while we call our end in any order.
+
+#![no_main]
+
+use std::{
+    fs::File,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{fs::FileExt, net::UnixStream},
+    },
+    time::Duration,
+};
+
+use gleaner_fabric::{
+    Geometry, Link, LinkError, Segment, ShmLink, Side,
+    shm::{Direction, Layout},
+};
+use gleaner_proto::header::{GUARD_LEN, HEADER_LEN, Header, Status};
+use libfuzzer_sys::{arbitrary, arbitrary::Arbitrary, fuzz_target};
+
+const GEOMETRY: Geometry = Geometry { window: 4, slot_bytes: 256, arena_bytes: 4096 };
+
+#[derive(Debug, Arbitrary)]
+enum Step {
+    /// Bytes anywhere in the segment.
+    Write {
+        at: u32,
+        bytes: [u8; 16],
+    },
+    /// A whole line, with the number that makes it a message or with another.
+    Line {
+        number: u8,
+        bytes: [u8; HEADER_LEN],
+    },
+    Poll,
+    Post {
+        slot: u8,
+        len: u8,
+    },
+    Arm,
+    Wait,
+}
+
+fuzz_target!(|input: (bool, Vec<Step>)| {
+    let (client, steps) = input;
+    let side = if client { Side::Client } else { Side::Worker };
+    let layout = Layout::new(GEOMETRY).expect("it is a geometry");
+    let file: OwnedFd = Segment::create(GEOMETRY).expect("memory files can be made");
+    let segment = Segment::open(file.as_fd(), GEOMETRY).expect("our own file opens");
+    let (_peer, socket) = UnixStream::pair().expect("sockets can be made");
+    let mut link = ShmLink::new(segment, socket.into(), side);
+    let peer = File::from(file);
+    for step in steps {
+        run(&mut link, &peer, &layout, side, step);
+    }
+});
+
+fn run(link: &mut ShmLink, peer: &File, layout: &Layout, side: Side, step: Step) {
+    let write = |at: usize, bytes: &[u8]| {
+        peer.write_all_at(bytes, at as u64).expect("a write inside the file succeeds");
+    };
+    match step {
+        Step::Write { at, bytes } => write(at as usize % (layout.bytes - bytes.len()), &bytes),
+        Step::Line { number, mut bytes } => {
+            let number = u32::from(number);
+            bytes[56..60].copy_from_slice(&number.to_le_bytes());
+            write(layout.line(Direction::sent_by(side).opposite(), number), &bytes);
+        }
+        Step::Poll => look(link),
+        Step::Post { slot, len } => post(link, side, u16::from(slot) % GEOMETRY.window, len),
+        Step::Arm => {
+            link.arm().expect("the peer's socket is open");
+        }
+        Step::Wait => link.wait(Duration::ZERO).expect("the peer's socket is open"),
+    }
+}
+
+/// What arrives lies inside the regions, as does its reply's place.
+fn look(link: &mut ShmLink) {
+    let Ok(Some(arrival)) = link.poll() else { return };
+    assert_eq!(link.incoming(&arrival).len(), arrival.header.payload_len as usize);
+    if let Some(reply) = arrival.reply {
+        let (_, output) = link.exchange(&arrival, reply);
+        assert_eq!(output.len(), reply.capacity as usize + GUARD_LEN);
+        output.fill(1);
+    }
+}
+
+/// The peer may refuse to take messages, but not break how they are sent.
+fn post(link: &mut ShmLink, side: Side, slot: u16, len: u8) {
+    let block = GEOMETRY.slot(slot);
+    let header = Header {
+        generation: 1,
+        slot,
+        kind: match side {
+            Side::Client => Side::Worker.takes(),
+            Side::Worker => Side::Client.takes(),
+        },
+        status: Status::Ok,
+        epoch: 1,
+        invocation: 1,
+        function: 0,
+        code: 0,
+        payload_len: u32::from(len).min(block.capacity),
+        block: block.index(),
+        reply_block: block.index(),
+        reply_capacity: block.capacity,
+        time_ns: 0,
+    };
+    match link.post(block, &header) {
+        Ok(()) | Err(LinkError::Window { .. }) => {}
+        Err(error) => panic!("{error}"),
+    }
+}
