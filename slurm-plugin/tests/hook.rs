@@ -23,6 +23,7 @@ use gleaner_proto::{
     vacates::{Trigger, VacateRecord, next_record},
     workers::{CGROUP_PATH_MAX, Entry, HEAD_LEN, Head, Process, TABLE_LEN},
 };
+use gleaner_testkit::process::run_bounded;
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::{
     sys::{
@@ -31,7 +32,7 @@ use nix::{
     },
     unistd::geteuid,
 };
-use support::{Bench, NODE, groups, lives, process, seqpacket, signal, until};
+use support::{Bench, NODE, PATIENCE, groups, lives, process, seqpacket, signal, until};
 
 const BOUND: Duration = Duration::from_millis(200);
 /// What starting a process may take on a machine that does a hundred other things.
@@ -74,7 +75,7 @@ fn hook(bench: &Bench, context: &str) -> String {
     ]);
     command.arg("--run-dir").arg(bench.dir.path().join("run"));
     let begun = Instant::now();
-    let output = command.output().unwrap();
+    let output = run_bounded(command, PATIENCE).unwrap();
     let took = begun.elapsed();
     assert!(output.status.success(), "{output:?}");
     assert!(took < BOUND + SLACK, "{took:?}");
