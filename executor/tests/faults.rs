@@ -164,7 +164,8 @@ fn the_others_of_a_dead_worker_run_again() {
     let pool = service.client().acquire(request().cores(2)).unwrap();
     let spin = pool.function(&functions(), "spin").unwrap().idempotent(true);
     let crash = pool.function(&functions(), "crash").unwrap().idempotent(true);
-    let beside = spin.submit(&200_000_000u64.to_le_bytes()).unwrap();
+    let beside = spin.submit(&2_000_000_000u64.to_le_bytes()).unwrap();
+    service.wait_started("n1");
     let crashed = crash.submit(b"").unwrap();
     let error = crashed.wait().unwrap_err();
     assert!(matches!(error, CallError::Failed(Failure::WorkerDied { .. })), "{error}");
@@ -214,9 +215,13 @@ fn a_killed_agent_takes_its_leases_along_and_the_pool_recovers() {
     let spin = pool.function(&functions(), "spin").unwrap();
     let running = spin.submit(&30_000_000_000u64.to_le_bytes()).unwrap();
     service.wait_started("n1");
+    let worker = service.leased_workers(0)[0];
     for agent in service.children(0, "agent") {
         kill(Pid::from_raw(agent), Signal::SIGKILL).unwrap();
     }
+    wait_until("its lease's worker is gone", PATIENCE, || {
+        !service.leased_workers(0).contains(&worker)
+    });
     let error = running.wait().unwrap_err();
     assert!(matches!(error, CallError::Unknown { .. }), "{error}");
     assert_eq!(spin.invoke(&1u64.to_le_bytes()).unwrap().len(), 8, "on a new lease");
@@ -245,6 +250,28 @@ fn a_stopped_agent_serves_nothing_stale_when_it_goes_on() {
         Some(from_agent::Message::Error(_)) | None => {}
         other => panic!("a stopped agent served {other:?}"),
     }
+    assert_eq!(service.wait_for_end(lease.lease_id).reason, EndReason::Expired as i32);
+}
+
+/// Its keeper is stopped as well, and says nothing of the lease: the agent's own clock must do.
+#[test]
+fn an_agent_that_goes_on_without_its_keeper_serves_nothing_stale_either() {
+    let service = Service::start(&["n1"]);
+    let owner = key(1);
+    let lease = service.lease(&owner, Duration::from_millis(700));
+    let (mut raw, answer) = Raw::attach(&lease.address, &lease.token, &owner);
+    attached(&answer);
+    let agent = Pid::from_raw(service.children(0, "agent")[0]);
+    service.executors[0].stop();
+    kill(agent, Signal::SIGSTOP).unwrap();
+    raw.send(to_agent::Message::Renew(v1::Renew { ttl_ms: 60_000 }));
+    wait_until("the lease is over", PATIENCE, || {
+        service::harvester::now().0 > lease_end(&service, &lease)
+    });
+    kill(agent, Signal::SIGCONT).unwrap();
+    let answer = raw.read();
+    assert!(refusal(&answer).contains("not live on this node"), "{answer:?}");
+    service.executors[0].cont();
     assert_eq!(service.wait_for_end(lease.lease_id).reason, EndReason::Expired as i32);
 }
 

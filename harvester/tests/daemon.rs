@@ -8,7 +8,14 @@ use std::time::Duration;
 
 use gleaner_harvester_core::picture::NodeState;
 use gleaner_proto::v1::{self, from_executor::Message};
-use support::{World, client::one_lease, disk::Disk, eventually, executor::register, idle_node};
+use support::{
+    World,
+    client::one_lease,
+    disk::{Disk, FailingDisk},
+    eventually,
+    executor::register,
+    idle_node,
+};
 use tokio_stream::StreamExt;
 use tonic::Code;
 
@@ -229,6 +236,77 @@ async fn a_full_disk_stops_leases_and_no_vacate() {
     .await;
     let resume = v1::ResumeRequest { nodelist: "n1".into() };
     client.resume(resume).await.unwrap();
+    eventually("leases are given again", async || client.acquire(one_lease(1)).await.ok()).await;
+}
+
+/// The journal lies on the same disk, as by default: nothing at all can be stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_turns_read_only_stops_leases_and_neither_grants_nor_vacates() {
+    let Some(disk) = FailingDisk::mount(64 << 20) else { return };
+    let state_dir = disk.file("state");
+    let world = World::start_with(&["n1"], |config| config.harvester.state_dir = state_dir).await;
+    let (client, executor) = (world.client().await, world.executor("n1").await);
+    executor.granted().await;
+    let lease = client.acquire(one_lease(1)).await.unwrap().leases[0].lease_id;
+    disk.turn_read_only();
+    let status =
+        eventually("leases are refused", async || client.acquire(one_lease(1)).await.err()).await;
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(status.message().contains("can be written"), "no remedy: {}", status.message());
+    let named = async || {
+        let shown = client.get_status(v1::GetStatusRequest {}).await.unwrap().store_error;
+        assert!(!shown.is_empty(), "a try that wrote nothing counted");
+        (shown.contains("readonly") && shown.contains("can be written")).then_some(())
+    };
+    eventually("the status names cause and remedy", named).await;
+    let answered = executor.granted().await.answers_seq;
+    eventually("heartbeats are answered by grants", async || {
+        (executor.granted().await.answers_seq > answered + 2).then_some(())
+    })
+    .await;
+    let live = client.list_leases(v1::ListLeasesRequest::default()).await.unwrap().leases;
+    assert_eq!(live.iter().map(|lease| lease.lease_id).collect::<Vec<_>>(), [lease]);
+    let mut busy = idle_node("n1");
+    (busy.state, busy.alloc_cpus) = (NodeState::parse("ALLOCATED"), 4);
+    world.slurm.set_nodes(vec![busy]);
+    eventually("the node is vacated all the same", async || executor.told().vacated).await;
+    let record = v1::Vacated {
+        trigger: v1::Trigger::Poll.into(),
+        grant_epoch: executor.registered.grant_epoch,
+        record_id: vec![3; 16].into(),
+        unix_ms: i64::MAX,
+        ..Default::default()
+    };
+    executor.send(1, Message::Vacated(record)).await;
+    client.acquire(one_lease(1)).await.unwrap_err();
+    assert_eq!(executor.told().acked, 0, "the executor was told to forget what is stored nowhere");
+    disk.replace();
+    for _ in 0..50 {
+        eprintln!(
+            "DBG {:?} {}",
+            client.get_status(v1::GetStatusRequest {}).await.unwrap().store_error,
+            executor.told().acked
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    eprintln!(
+        "{}",
+        String::from_utf8_lossy(
+            &std::process::Command::new("sh")
+                .arg("-c")
+                .arg(format!(
+                    "grep {0} /proc/mounts; ls -la {0}/state; touch {0}/state/x",
+                    disk.file("").display()
+                ))
+                .output()
+                .unwrap()
+                .stdout
+        )
+    );
+    eventually("its record is stored", async || (executor.told().acked == 1).then_some(())).await;
+    let shown = client.get_status(v1::GetStatusRequest {}).await.unwrap().store_error;
+    assert_eq!(shown, "", "it is stored");
+    world.slurm.set_nodes(vec![idle_node("n1")]);
     eventually("leases are given again", async || client.acquire(one_lease(1)).await.ok()).await;
 }
 

@@ -23,17 +23,16 @@ use gleaner_proto::{
     vacates::{Trigger, VacateRecord, next_record},
     workers::{CGROUP_PATH_MAX, Entry, HEAD_LEN, Head, Process, TABLE_LEN},
 };
+use gleaner_testkit::process::run_bounded;
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::{
     sys::{
         signal::Signal,
-        socket::{
-            AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
-        },
+        socket::{Backlog, UnixAddr, bind, listen},
     },
     unistd::geteuid,
 };
-use support::{Bench, NODE, groups, lives, process, signal, until};
+use support::{Bench, NODE, PATIENCE, groups, lives, process, seqpacket, signal, until};
 
 const BOUND: Duration = Duration::from_millis(200);
 /// What starting a process may take on a machine that does a hundred other things.
@@ -76,7 +75,7 @@ fn hook(bench: &Bench, context: &str) -> String {
     ]);
     command.arg("--run-dir").arg(bench.dir.path().join("run"));
     let begun = Instant::now();
-    let output = command.output().unwrap();
+    let output = run_bounded(command, PATIENCE).unwrap();
     let took = begun.elapsed();
     assert!(output.status.success(), "{output:?}");
     assert!(took < BOUND + SLACK, "{took:?}");
@@ -237,26 +236,14 @@ fn listener(bench: &Bench, backlog: i32) -> OwnedFd {
     listener
 }
 
-fn seqpacket() -> OwnedFd {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap()
-}
-
 fn full_socket() {
     let worker = Sleeper::start();
     let bench = without_keeper(&[worker.process()], 0);
     let _listener = listener(&bench, 1);
-    let address = UnixAddr::new(&bench.node_dir().join("hook.sock")).unwrap();
-    let mut waiting = Vec::new();
-    loop {
-        let peer = seqpacket();
-        if connect(peer.as_raw_fd(), &address).is_err() {
-            break;
-        }
-        waiting.push(peer);
-    }
+    let waiting: Vec<_> = std::iter::from_fn(|| bench.dial_hook().ok()).collect();
     assert!(prolog(&bench).contains("did not answer in time: killed 1 processes"));
     assert!(!lives(worker.process()));
+    drop(waiting);
 }
 
 /// A keeper that answers one hook with these bytes.

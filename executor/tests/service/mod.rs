@@ -145,14 +145,20 @@ impl Service {
         found
     }
 
-    /// Workers that run a lease, by the node's own table and the kernel's.
+    /// How many workers run a lease.
     pub(crate) fn workers_of_leases(&self, index: usize) -> usize {
+        self.leased_workers(index).len()
+    }
+
+    /// Workers that run a lease, by the node's own table and the kernel's.
+    pub(crate) fn leased_workers(&self, index: usize) -> Vec<Process> {
         let table = fs::read(self.run_dir(&self.nodes[index]).join(WORKERS_FILE)).unwrap();
         let lives = |process: Process| {
             let stat = fs::read(format!("/proc/{}/stat", process.pid)).unwrap_or_default();
             parse_stat(&stat).is_some_and(|(state, start)| state != b'Z' && start == process.start)
         };
-        entries(&table).filter(|entry| entry.lease_id != 0 && lives(entry.process)).count()
+        let leased = entries(&table).filter(|entry| entry.lease_id != 0);
+        leased.map(|entry| entry.process).filter(|process| lives(*process)).collect()
     }
 
     /// Waits until a call runs on a node: until some lease's board says that one was started.

@@ -29,6 +29,7 @@ use gleaner_executor::{
     sys::{self, Waits},
 };
 use gleaner_proto::{
+    hook::HOOK_SOCKET,
     vacates::VacateRecord,
     workers::{Entry, Process, WORKERS_FILE, entries, parse_stat},
 };
@@ -114,7 +115,8 @@ fn run_agent() -> ! {
     }
 }
 
-fn seqpacket() -> OwnedFd {
+/// A socket as the hook and the keeper use it.
+pub(crate) fn seqpacket() -> OwnedFd {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap()
 }
@@ -223,6 +225,13 @@ impl Bench {
     /// The node's runtime directory.
     pub(crate) fn node_dir(&self) -> PathBuf {
         self.dir.path().join("run").join(NODE)
+    }
+
+    /// Connects to the hook's socket without waiting; fails when its queue is full.
+    pub(crate) fn dial_hook(&self) -> nix::Result<OwnedFd> {
+        let peer = seqpacket();
+        connect(peer.as_raw_fd(), &UnixAddr::new(&self.node_dir().join(HOOK_SOCKET))?)?;
+        Ok(peer)
     }
 
     pub(crate) fn keeper_pid(&self) -> u32 {

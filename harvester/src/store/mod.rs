@@ -88,7 +88,7 @@ pub enum StoreError {
         source: sqlx::migrate::MigrateError,
     },
     /// A query failed.
-    #[error("the database failed: {0}")]
+    #[error("the database failed: {0}; check that its disk has space, works and can be written")]
     Query(#[from] sqlx::Error),
     /// A value that this version did not write.
     #[error("the database holds a {column} that no Gleaner wrote: restore it from a backup")]

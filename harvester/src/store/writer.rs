@@ -148,7 +148,12 @@ impl Writer {
     async fn try_database(&mut self, group: &[Job]) -> Result<(), StoreError> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => connect(&self.options).await?,
+            None => {
+                let mut connection = connect(&self.options).await?;
+                // A read-only file can be opened, and an empty group would be stored in it without an error.
+                operations::prove_writable(&mut connection).await?;
+                connection
+            }
         };
         // On an error the connection is dropped: it may be in a transaction or broken.
         if !self.journal.is_empty() {

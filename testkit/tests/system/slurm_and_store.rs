@@ -18,6 +18,11 @@ fn while_slurmctld_is_down_leases_go_on_and_it_is_said() {
     wait_until("the status names the error", BOUND, || {
         service.status().is_ok_and(|status| status["slurm_error"].is_string())
     });
+    let grant_ttl = service.config().policy.grant_ttl.as_millis() as u64;
+    wait_until("no grant of before is left", BOUND, || {
+        let status = service.status().unwrap();
+        status["picture_age_ms"].as_u64() > Some(2 * grant_ttl)
+    });
     assert_call_works(&sum);
     assert!(pool.events().iter().all(|event| !format!("{:?}", event.kind).contains("Evicted")));
 
@@ -57,8 +62,9 @@ fn a_database_that_cannot_be_written_stops_new_leases_and_no_vacate() {
     let node = node_of(&pool);
     let broken = BrokenDatabase::new(&service.config().database());
     let patience = request(1).patience(Duration::ZERO);
-    wait_until("a new lease is refused", BOUND, || {
-        client(&service).acquire(patience.clone()).is_err()
+    wait_until("a new lease is refused for it", BOUND, || {
+        let refused = client(&service).acquire(patience.clone()).err();
+        refused.is_some_and(|error| error.to_string().contains("could not be stored"))
     });
     assert_call_works(&sum);
     service.cluster.srun(&["--exclusive", "-w", &node, "true"]).unwrap();
