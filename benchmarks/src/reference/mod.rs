@@ -3,6 +3,7 @@
 //! to it.
 
 mod floor;
+mod large;
 mod mbw;
 mod sockperf;
 mod words;
@@ -10,7 +11,10 @@ mod words;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::{raw::Raw, stage::Cpus};
+use crate::{
+    raw::Raw,
+    stage::{Cpus, Trips},
+};
 
 /// How far a baseline may lie from a reference.
 const TOLERANCE: f64 = 0.1;
@@ -50,6 +54,24 @@ pub fn of_echo(raw: Raw, payload: usize, cpus: Cpus, quick: bool) -> Result<Vec<
         Raw::TcpBlocking => references.extend(sockperf::measure(payload, cpus, false)?),
     }
     Ok(references)
+}
+
+/// Measures what there is to hold the sum of so many bytes, sent to the peer, against.
+pub fn of_sum(
+    raw: Raw,
+    bytes: usize,
+    trips: Trips,
+    cpus: Cpus,
+    quick: bool,
+) -> Result<Vec<Reference>> {
+    if quick {
+        return Ok(Vec::new());
+    }
+    let measured = match raw {
+        Raw::Shm | Raw::Futex => large::memory(bytes, trips, cpus),
+        Raw::TcpBusy | Raw::TcpBlocking => large::socket(bytes, trips, cpus),
+    };
+    measured.map(|reference| vec![reference])
 }
 
 /// Measures what there is to hold a copy of so many bytes against.
