@@ -58,10 +58,10 @@ fn ask(
             |sample| transport.hot.round(load, trips, sample),
         )?;
         let figure = Detailed::beside(name(""), transport.hot.name(), &over_raw);
-        let references =
-            reference::of_sum(transport.hot, bytes, trips, cpus, arguments.quick)?;
+        let references = reference::of_sum(transport.hot, bytes, trips, cpus, arguments.quick)?;
         outcome.push(rate(figure, bytes).checked(references));
-        for (what, baseline) in [(", beside a copy", copy::NAME), (", beside in place", "in place")] {
+        for (what, baseline) in [(", beside a copy", copy::NAME), (", beside in place", "in place")]
+        {
             let raw = |sample: &mut Sample| match baseline {
                 copy::NAME => copy::round(bytes, trips, sample),
                 _ => in_place_round(bytes, trips, sample),

@@ -91,12 +91,7 @@ fn ask(case: &Case, arguments: &Arguments, outcome: &mut Outcome) -> Result<()> 
     report(case, &phases, synced, outcome)
 }
 
-fn report(
-    case: &Case,
-    phases: &[Phases],
-    synced: Sample,
-    outcome: &mut Outcome,
-) -> Result<()> {
+fn report(case: &Case, phases: &[Phases], synced: Sample, outcome: &mut Outcome) -> Result<()> {
     let sample = |phase: fn(&Phases) -> Duration| -> Result<Sample> {
         let mut sample = Sample::new()?;
         phases.iter().for_each(|phases| sample.record(phase(phases)));

@@ -93,8 +93,7 @@ fn growth(then: &Held, now: &Held) -> String {
 fn look(stage: &mut Stage) -> Result<Vec<Held>> {
     let worker = *stage.service.leased_workers(NODE).first().context("the worker is gone")?;
     let agent = stage.service.agent_pid(NODE).context("the agent is gone")?;
-    let (keeper, harvester) =
-        (stage.service.keeper(NODE).pid(), stage.service.harvester().pid());
+    let (keeper, harvester) = (stage.service.keeper(NODE).pid(), stage.service.harvester().pid());
     let own = std::process::id() as i32;
     let all = [
         ("client", own),

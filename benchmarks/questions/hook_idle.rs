@@ -42,7 +42,8 @@ fn main() -> Result<()> {
     )?;
     let figure = Detailed::beside("hook with nothing to vacate", "/bin/true", &compared);
     let (low, middle, high) = added(&compared.rounds);
-    let note = format!("added by pairs: p50 {middle} ns, 95 % of its estimates in {low}..{high} ns");
+    let note =
+        format!("added by pairs: p50 {middle} ns, 95 % of its estimates in {low}..{high} ns");
     outcome.push(figure.note(note).goal(Some(GOAL)));
     outcome.publish(&arguments)
 }

@@ -72,7 +72,7 @@ fn main() -> Result<()> {
     );
     let note = format!(
         "{workers} workers held {} MiB together, {} MiB of it in huge pages; {workers} more spun on the other node",
-        held * u64::from(workers) >> 20,
+        (held * u64::from(workers)) >> 20,
         huge >> 20
     );
     outcome.push(Detailed::alone("vacate: last process gone", &gone).note(note).goal(Some(GOAL)));

@@ -10,9 +10,8 @@ const LATENCY_MAX: Duration = Duration::from_secs(100);
 /// Significant digits that are kept.
 const DIGITS: u8 = 3;
 /// The percentiles that a result lists, for plots.
-const LISTED: [f64; 14] = [
-    0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9995, 0.9999, 1.0,
-];
+const LISTED: [f64; 14] =
+    [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9995, 0.9999, 1.0];
 
 /// A set of latencies.
 #[derive(Debug, Clone)]

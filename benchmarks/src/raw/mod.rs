@@ -115,12 +115,7 @@ pub fn sum(bytes: &[u8]) -> u64 {
     words.iter().fold(0, |sum, word| sum.wrapping_add(u64::from_le_bytes(*word)))
 }
 
-fn run(
-    end: &mut impl Transport,
-    load: Load,
-    trips: Trips,
-    sample: &mut Sample,
-) -> Result<()> {
+fn run(end: &mut impl Transport, load: Load, trips: Trips, sample: &mut Sample) -> Result<()> {
     if load.depth > 1 {
         return pipelined(end, load, trips, sample);
     }

@@ -42,9 +42,8 @@ mod tests {
 
     #[test]
     fn the_report_is_read() {
-        let line = |rate| {
-            format!("0\tMethod: MEMCPY\tElapsed: 0.00\tMiB: 2.00000\tCopy: {rate} MiB/s\n")
-        };
+        let line =
+            |rate| format!("0\tMethod: MEMCPY\tElapsed: 0.00\tMiB: 2.00000\tCopy: {rate} MiB/s\n");
         let report: String = ["8000.000", "10000.000", "1.000"].map(line).concat();
         assert_eq!(elapsed(&report), Some(250_000));
         assert_eq!(elapsed(""), None);

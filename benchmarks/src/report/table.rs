@@ -22,7 +22,8 @@ fn text(outcomes: &[Outcome]) -> Result<String> {
     let first = outcomes.first().context("there is nothing to report")?;
     let mut text = machine(&first.machine);
     if outcomes.iter().any(|outcome| outcome.quick) {
-        text += "\n**Quick runs: these figures show that the benchmarks work, and nothing else.**\n";
+        text +=
+            "\n**Quick runs: these figures show that the benchmarks work, and nothing else.**\n";
     }
     for outcome in outcomes {
         question(&mut text, outcome)?;
@@ -49,7 +50,9 @@ fn question(text: &mut String, outcome: &Outcome) -> Result<()> {
         machine.cores, machine.load
     )?;
     if !outcome.figures.is_empty() {
-        text.push_str("| what | p50 | p99 | p99.9 | calls/s | n | baseline | its p50 | ratio | goal |\n");
+        text.push_str(
+            "| what | p50 | p99 | p99.9 | calls/s | n | baseline | its p50 | ratio | goal |\n",
+        );
         text.push_str("|---|---|---|---|---|---|---|---|---|---|\n");
     }
     for detailed in &outcome.figures {
