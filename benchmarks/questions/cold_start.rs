@@ -102,14 +102,12 @@ fn report(case: &Case, phases: &[Phases], synced: Sample, outcome: &mut Outcome)
     outcome.push(all.goal(case.goal));
     let granted = Compared::once(sample(|p| p.granted)?, synced);
     outcome.push(Detailed::beside(name("granted"), "fdatasync of 4 KiB", &granted));
-    let rest: [(&str, fn(&Phases) -> Duration); 3] = [
-        ("attached", |p| p.attached - p.granted),
-        ("opened", |p| p.opened - p.attached),
-        ("first result", |p| p.result - p.opened),
-    ];
-    for (phase, took) in rest {
-        outcome.push(Detailed::alone(name(phase), &sample(took)?));
-    }
+    let attached = sample(|p| p.attached - p.granted)?;
+    let opened = sample(|p| p.opened - p.attached)?;
+    let result = sample(|p| p.result - p.opened)?;
+    outcome.push(Detailed::alone(name("attached"), &attached));
+    outcome.push(Detailed::alone(name("opened"), &opened));
+    outcome.push(Detailed::alone(name("first result"), &result));
     Ok(())
 }
 
