@@ -4,7 +4,7 @@
 //! through the transport alone, one copy of them in memory, and the function called in place, without any transport.
 
 use anyhow::{Result, ensure};
-use gleaner::{Function, Request, Waiting};
+use gleaner::{Function, Waiting};
 use gleaner_benchmarks::{
     Arguments, Outcome, Sample, Stage, alternate,
     figure::Detailed,
@@ -43,8 +43,8 @@ fn ask(
 ) -> Result<()> {
     let payloads = arguments.pick(&PAYLOADS[..], &QUICK_PAYLOADS);
     let largest = payloads.iter().copied().max().unwrap_or(MIB) as u64;
-    let request = Request::new().waiting(Waiting::Hot).payload_max(largest);
-    let pool = stage.client(transport)?.acquire(request.memory(4 * largest + (64 << 20)))?;
+    let request = transport.request(Waiting::Hot).payload_max(largest);
+    let pool = stage.client()?.acquire(request.memory(4 * largest + (64 << 20)))?;
     let function = pool.function(&stage.library, "sum")?;
     let cpus = stage.pin_beside_worker()?;
     for &bytes in payloads {

@@ -74,7 +74,7 @@ fn main() -> Result<()> {
 
 fn ask(case: &Case, arguments: &Arguments, outcome: &mut Outcome) -> Result<()> {
     let stage = stage(case.pool)?;
-    let client = stage.any_client()?;
+    let client = stage.client()?;
     // Once beforehand: the library comes onto the node, the client's connection to the harvester is made.
     start(&client, &stage.library, case)?;
     let mut phases: Vec<Phases> = Vec::new();

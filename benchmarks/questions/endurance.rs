@@ -6,7 +6,7 @@
 use std::fs;
 
 use anyhow::{Context, Result};
-use gleaner::{Function, Request, Waiting};
+use gleaner::{Function, Waiting};
 use gleaner_benchmarks::{
     Arguments, Compared, Outcome, Sample, Stage,
     caller::echo_round,
@@ -45,7 +45,7 @@ fn ask(
     arguments: &Arguments,
     outcome: &mut Outcome,
 ) -> Result<()> {
-    let pool = stage.client(transport)?.acquire(Request::new().waiting(Waiting::Hot))?;
+    let pool = stage.client()?.acquire(transport.request(Waiting::Hot))?;
     let echo = pool.function(&stage.library, "echo")?;
     stage.pin_beside_worker()?;
     let calls = arguments.calls.unwrap_or(arguments.pick(CALLS, 1_000));

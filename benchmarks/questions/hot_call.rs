@@ -4,7 +4,7 @@
 //! Gleaner: a client on one CPU calls `echo` on a worker pinned to the other, through the whole service on a private Slurm.
 
 use anyhow::Result;
-use gleaner::{Request, Waiting};
+use gleaner::Waiting;
 use gleaner_benchmarks::{
     Arguments, Outcome, Stage, alternate,
     caller::echo_round,
@@ -39,7 +39,7 @@ fn ask(
     arguments: &Arguments,
     outcome: &mut Outcome,
 ) -> Result<()> {
-    let pool = stage.client(transport)?.acquire(Request::new().waiting(Waiting::Hot))?;
+    let pool = stage.client()?.acquire(transport.request(Waiting::Hot))?;
     let echo = pool.function(&stage.library, "echo")?;
     let cpus = stage.pin_beside_worker()?;
     let (rounds, trips) = arguments.pick((ROUNDS, TRIPS), (2, Trips::of(50)));

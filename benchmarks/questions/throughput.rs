@@ -4,7 +4,7 @@
 //! round trip: a baseline that is sound one message at a time runs the same loop here.
 
 use anyhow::Result;
-use gleaner::{Pool, Request, Waiting};
+use gleaner::{Pool, Waiting};
 use gleaner_benchmarks::{
     Arguments, Outcome, Sample, Stage, alternate,
     caller::{PIPELINED_BYTES, echo_round, pipelined_round},
@@ -28,8 +28,8 @@ fn main() -> Result<()> {
     let mut outcome = Outcome::begin("throughput", asks, SPINNING, &arguments);
     let stage = Stage::simple()?;
     for transport in TRANSPORTS {
-        let request = Request::new().waiting(Waiting::Hot).window(DEPTHS[2] as u16);
-        let pool = stage.client(transport)?.acquire(request)?;
+        let request = transport.request(Waiting::Hot).window(DEPTHS[2] as u16);
+        let pool = stage.client()?.acquire(request)?;
         ask(&stage, &pool, transport, &arguments, &mut outcome)?;
         pool.release()?;
     }

@@ -42,7 +42,7 @@ fn main() -> Result<()> {
     let spinning = 2 * workers as usize;
     let mut outcome = Outcome::begin("vacate", asks, spinning, &arguments);
     let stage = stage()?;
-    let client = stage.any_client()?;
+    let client = stage.client()?;
     let others = client.acquire(on(OTHER).cores(workers))?;
     let _others_spin = spin(&others.function(&stage.library, "spin")?, workers)?;
     let held = arguments.pick(HELD_BYTES, 64 << 20) / u64::from(workers);

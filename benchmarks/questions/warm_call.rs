@@ -3,7 +3,7 @@
 //! Both sides sleep in the kernel at either end, and are woken by every message.
 
 use anyhow::Result;
-use gleaner::{Request, Waiting};
+use gleaner::Waiting;
 use gleaner_benchmarks::{
     Arguments, Outcome, Stage, alternate,
     caller::echo_round,
@@ -36,7 +36,7 @@ fn ask(
     arguments: &Arguments,
     outcome: &mut Outcome,
 ) -> Result<()> {
-    let pool = stage.client(transport)?.acquire(Request::new().waiting(Waiting::Warm))?;
+    let pool = stage.client()?.acquire(transport.request(Waiting::Warm))?;
     let echo = pool.function(&stage.library, "echo")?;
     let cpus = stage.pin_beside_worker()?;
     let (rounds, trips) = arguments.pick((ROUNDS, TRIPS), (2, Trips::of(50)));

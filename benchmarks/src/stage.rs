@@ -10,8 +10,6 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::transport::Transport;
-
 /// How long harvesting may take.
 const HARVEST_BOUND: Duration = Duration::from_secs(30);
 /// The node on which everything is measured.
@@ -68,15 +66,8 @@ impl Stage {
         Ok(Self { service, library })
     }
 
-    /// A client that uses this transport.
-    pub fn client(&self, transport: &Transport) -> Result<Client> {
-        let mut options = Options::from(self.service.config());
-        (transport.choose)(&mut options);
-        Ok(Client::connect(options)?)
-    }
-
-    /// A client that chooses its transport itself.
-    pub fn any_client(&self) -> Result<Client> {
+    /// A client of the service.
+    pub fn client(&self) -> Result<Client> {
         Ok(Client::connect(Options::from(self.service.config()))?)
     }
 
