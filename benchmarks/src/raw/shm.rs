@@ -23,8 +23,8 @@ use nix::sys::{
 use super::{Load, Transport};
 use crate::stage::pin;
 
-/// Bytes of a cache line.
-const LINE: usize = 64;
+/// Bytes that processors fetch together: two cache lines, so that a slot's neighbour is not fetched along with it.
+const LINES: usize = 128;
 /// Bytes before a slot's payload: its flag, and the payload's alignment.
 const HEAD: usize = 8;
 /// The flag of an end that has gone.
@@ -130,7 +130,7 @@ struct Place<'a> {
 
 impl Ring {
     fn new(load: Load) -> Result<Self> {
-        let stride = (HEAD + load.request.max(load.reply())).next_multiple_of(LINE);
+        let stride = (HEAD + load.request.max(load.reply())).next_multiple_of(LINES);
         let len = NonZeroUsize::new(2 * load.depth * stride).context("an empty mapping")?;
         let file = memfd_create("baseline", MFdFlags::MFD_CLOEXEC).context("make a memfd")?;
         nix::unistd::ftruncate(&file, len.get() as i64).context("size the memfd")?;
@@ -150,7 +150,7 @@ impl Ring {
 
     fn place(&self, index: usize) -> Place<'_> {
         // SAFETY: `index` is below twice the depth, so that flag and payload lie inside the mapping; the flag is aligned, as
-        // the stride is a multiple of the line, and is only ever used as an atomic.
+        // the stride is a multiple of whole lines, and is only ever used as an atomic.
         unsafe {
             let start = self.base.cast::<u8>().add(index * self.stride);
             let flag = AtomicU32::from_ptr(start.as_ptr().cast());

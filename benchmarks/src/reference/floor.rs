@@ -3,10 +3,8 @@
 use super::Reference;
 use crate::raw::Raw;
 
-/// Most bytes of a message that shares one cache line with its flag.
+/// Most bytes of a message that shares one cache line with its flag. A round trip then moves two lines: there, and back.
 const ONE_LINE: usize = 56;
-/// Most bytes of a message that takes two.
-const TWO_LINES: usize = 120;
 /// Most bytes that cost a socket no more than one does.
 const SMALL: usize = 64;
 
@@ -16,8 +14,7 @@ const SMALL: usize = 64;
 /// loop in C that shares no code with this.
 pub(super) fn of_echo(raw: Raw, payload: usize) -> Option<Reference> {
     let (low, high) = match raw {
-        Raw::Shm if payload <= ONE_LINE => (190, 230),
-        Raw::Shm if payload <= TWO_LINES => (280, 310),
+        Raw::Shm if payload <= ONE_LINE => (280, 310),
         Raw::TcpBusy if payload <= SMALL => (5_900, 6_300),
         Raw::TcpBlocking if payload <= SMALL => (46_000, 87_000),
         _ => return None,

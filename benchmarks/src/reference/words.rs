@@ -22,12 +22,18 @@ use crate::{
 const SPINS: u64 = 100_000;
 const PARKS: u64 = 5_000;
 
-/// A message: whose turn it is, and the payload, on cache lines of its own.
-#[repr(align(64))]
+/// A message: its first word says whose turn it is, the payload's words follow.
 struct Mailbox {
-    turn: AtomicU64,
-    words: Box<[AtomicU64]>,
+    lines: Box<[Line]>,
+    words: usize,
 }
+
+const LINE_WORDS: usize = 8;
+
+/// A cache line, away from its neighbours: processors fetch them in pairs.
+#[derive(Default)]
+#[repr(align(128))]
+struct Line([AtomicU64; LINE_WORDS]);
 
 /// Both ends spin.
 pub(super) fn spinning(payload: usize, cpus: Cpus) -> Result<Reference> {
@@ -70,12 +76,21 @@ fn measure(payload: usize, cpus: Cpus, trips: u64, parks: bool) -> Result<u64> {
 impl Mailbox {
     fn new(payload: usize) -> Self {
         let words = payload.div_ceil(size_of::<u64>());
-        Self { turn: AtomicU64::new(0), words: (0..words).map(|_| AtomicU64::new(0)).collect() }
+        let lines = (1 + words).div_ceil(LINE_WORDS);
+        Self { lines: (0..lines).map(|_| Line::default()).collect(), words }
+    }
+
+    fn turn(&self) -> &AtomicU64 {
+        &self.lines[0].0[0]
+    }
+
+    fn payload(&self) -> impl Iterator<Item = &AtomicU64> {
+        self.lines.iter().flat_map(|line| &line.0).skip(1).take(self.words)
     }
 
     fn give(&self, turn: u64, value: u64, wake: Option<&Thread>) {
-        self.words.iter().for_each(|word| word.store(value, Ordering::Relaxed));
-        self.turn.store(turn, Ordering::Release);
+        self.payload().for_each(|word| word.store(value, Ordering::Relaxed));
+        self.turn().store(turn, Ordering::Release);
         if let Some(thread) = wake {
             thread.unpark();
         }
@@ -83,11 +98,11 @@ impl Mailbox {
 
     /// Waits for the turn; returns the value that every word has.
     fn take(&self, turn: u64, parks: bool) -> u64 {
-        while self.turn.load(Ordering::Acquire) != turn {
+        while self.turn().load(Ordering::Acquire) != turn {
             if parks {
                 thread::park();
             }
         }
-        self.words.iter().fold(u64::MAX, |all, word| all & word.load(Ordering::Relaxed))
+        self.payload().fold(u64::MAX, |all, word| all & word.load(Ordering::Relaxed))
     }
 }
