@@ -21,8 +21,8 @@ fmt:     ## format all code
 sim:     ## simulate faults in release: make sim SEEDS=100000, make sim SEED=17
 	@$(XTASK) sim $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SEED),--seed $(SEED))
 
-bench:   ## run the benchmarks
-	@$(XTASK) bench
+bench:   ## run the benchmarks: make bench, make bench ASK="hot_call vacate", make bench QUICK=1, make bench ASK=endurance CALLS=100000000
+	@$(XTASK) bench $(ASK) $(if $(QUICK),--quick) $(if $(CALLS),--calls $(CALLS))
 
 demo:    ## the main job on a private Slurm; its figures go to target/demo/summary.json
 	@$(XTASK) demo

@@ -25,6 +25,8 @@ pub struct PoolEvent {
 pub enum PoolEventKind {
     /// A session began; it took this long from the request for the lease to the first free slot.
     Leased {
+        /// From the request to the harvester's answer, by which the grant is durable.
+        granted: Duration,
         /// From the request to ready.
         took: Duration,
     },

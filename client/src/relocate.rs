@@ -149,10 +149,11 @@ impl Calls {
 
     /// Attaches to every lease and opens the pool's functions there; returns one refusal, if there was any.
     fn attach_all(&mut self, leases: &[Lease], began: Instant) -> Option<(String, AttachError)> {
+        let granted = began.elapsed();
         let mut refused = None;
         for lease in leases {
             match self.attach(lease) {
-                Ok(session) => self.welcome(session, began),
+                Ok(session) => self.welcome(session, granted, began.elapsed()),
                 Err(why) => refused = Some((lease.node.clone(), why)),
             }
         }
@@ -172,8 +173,8 @@ impl Calls {
         Ok(session)
     }
 
-    fn welcome(&mut self, session: Session, began: Instant) {
-        let kind = PoolEventKind::Leased { took: began.elapsed() };
+    fn welcome(&mut self, session: Session, granted: Duration, took: Duration) {
+        let kind = PoolEventKind::Leased { granted, took };
         let (node, lease_id) = (session.node.clone(), session.lease_id);
         self.note(PoolEvent { at: Instant::now(), wall: SystemTime::now(), node, lease_id, kind });
         match self.sessions.iter_mut().find(|place| place.is_none()) {

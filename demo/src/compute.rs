@@ -116,7 +116,7 @@ fn note_jobs(jobs: &[(&str, JobTimes)], timeline: &mut Timeline) {
 fn note_pool(pool: &Pool, summary: &mut Summary, timeline: &mut Timeline) {
     for event in pool.events() {
         let what = match event.kind {
-            PoolEventKind::Leased { took } => {
+            PoolEventKind::Leased { took, .. } => {
                 format!("leased after {:.1} ms", took.as_secs_f64() * 1e3)
             }
             PoolEventKind::Evicted { reason, moved, lost, .. } => {

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod book;
 mod run;
 mod setup;
@@ -39,8 +40,17 @@ enum Verb {
         #[arg(long)]
         seed: Option<u64>,
     },
-    /// Run the benchmarks; their figures go to target/bench/
-    Bench,
+    /// Run the benchmarks; their figures go to target/bench/ and into the book
+    Bench {
+        /// Which questions, such as hot_call; none: all of them
+        questions: Vec<String>,
+        /// A few calls each, to see that they work: the figures go to target/bench/quick/ and mean nothing
+        #[arg(long)]
+        quick: bool,
+        /// How many calls endurance makes
+        #[arg(long)]
+        calls: Option<u64>,
+    },
     /// The main job on a private Slurm; its figures go to target/demo/summary.json
     Demo {
         /// Arguments of the demo
@@ -58,7 +68,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Lint => verbs::lint(),
         Verb::Fmt => verbs::fmt(),
         Verb::Sim { seeds, seed } => verbs::sim(seeds, seed),
-        Verb::Bench => verbs::bench(),
+        Verb::Bench { questions, quick, calls } => bench::bench(&questions, quick, calls),
         Verb::Demo { arguments } => verbs::demo(&arguments),
         Verb::Man => verbs::man(),
     }

@@ -24,6 +24,9 @@ const PACKAGES: [Package; 7] = [
     Package { name: "gcc", program: Some("cc") },
 ];
 
+/// Independent tools that the benchmarks' baselines are held against, and the counter of instructions.
+const TOOLS: [&str; 3] = ["sockperf", "mbw", "valgrind"];
+
 const INSTALL: &str = include_str!("install.sh");
 
 /// Installs what the programs need to run here, or says in one line what is missing.
@@ -31,6 +34,16 @@ pub(crate) fn packages() -> anyhow::Result<()> {
     match missing_packages() {
         missing if missing.is_empty() => Ok(()),
         missing => install(&missing),
+    }
+}
+
+/// Installs the tools that make the benchmarks' ratios count. Without them they are void, and said to be.
+pub(crate) fn tools() {
+    let missing: Vec<_> = TOOLS.into_iter().filter(|tool| find(tool).is_none()).collect();
+    if !missing.is_empty()
+        && let Err(error) = install(&missing)
+    {
+        eprintln!("without {}, some ratios are void: {error}", missing.join(" "));
     }
 }
 

@@ -87,21 +87,6 @@ pub(crate) fn sim(seeds: Option<u64>, seed: Option<u64>) -> anyhow::Result<()> {
     run(command)
 }
 
-/// The benchmarks, one program a question; their figures go to target/bench/.
-const BENCHMARKS: [&str; 1] = ["bench-hot-call"];
-
-/// Builds everything in release and runs the benchmarks, which use the programs of that same build.
-pub(crate) fn bench() -> anyhow::Result<()> {
-    packages()?;
-    run(cargo(&["build", "--release", "--workspace", "--locked"]))?;
-    for benchmark in BENCHMARKS {
-        let mut command = Command::new(target_dir().join("release").join(benchmark));
-        command.current_dir(root());
-        run(command)?;
-    }
-    Ok(())
-}
-
 /// Builds everything in release, then becomes the demo: Ctrl-C reaches it alone.
 pub(crate) fn demo(arguments: &[String]) -> anyhow::Result<()> {
     packages()?;

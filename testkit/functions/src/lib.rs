@@ -66,6 +66,22 @@ fn spin(input: &[u8], output: &mut Output, context: &Context) -> Result<(), Erro
     output.write(&(start.elapsed().as_nanos() as u64).to_le_bytes())
 }
 
+/// Holds as many bytes as the input says, a u64, in huge pages where the system gives them, and spins: never returns.
+#[function]
+fn hold_and_spin(input: &[u8], _: &mut Output) -> Result<(), Error> {
+    let len = number(input)? as usize;
+    let mut held = Vec::<u8>::new();
+    held.try_reserve_exact(len).map_err(|error| Error::new(12, error.to_string()))?;
+    let start = held.as_mut_ptr().map_addr(|start| start.next_multiple_of(PAGE_BYTES));
+    // SAFETY: the range is the vector's own, and the advice changes no byte of it.
+    unsafe { libc::madvise(start.cast(), len.saturating_sub(PAGE_BYTES), libc::MADV_HUGEPAGE) };
+    held.resize(len, 1);
+    std::hint::black_box(&held);
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
 /// How many primes lie in `first..end`, two u64s; as a u64. Up to 10^6 there are 78,498.
 #[function]
 fn count_primes(input: &[u8], output: &mut Output) -> Result<(), Error> {
@@ -121,6 +137,9 @@ pub unsafe extern "C" fn rfaas_echo(input: *mut u8, size: u32, output: *mut u8) 
     unsafe { std::ptr::copy_nonoverlapping(input, output, size as usize) };
     size
 }
+
+/// What a page holds; advice begins with a whole one.
+const PAGE_BYTES: usize = 4096;
 
 struct Calls(u64);
 
