@@ -49,6 +49,7 @@ fn main() -> Result<()> {
     let (mut gone, mut returned) = (Sample::new()?, Sample::new()?);
     let mut huge = 0;
     for round in 1..=arguments.pick(ROUNDS, 2) {
+        let began = Instant::now();
         let leases = lease(&client, workers, held)?;
         let functions = leases
             .iter()
@@ -60,7 +61,12 @@ fn main() -> Result<()> {
             .collect::<Result<Vec<_>, _>>()?;
         let pids = wait_filled(&stage, workers, held)?;
         huge = pids.iter().map(|&pid| huge_bytes(pid)).sum();
+        let filled = began.elapsed();
         vacate(&stage, round, &pids, &mut gone, &mut returned)?;
+        eprintln!(
+            "  round {round}: filled after {filled:.1?}, slowest vacate so far {:?}",
+            Duration::from_nanos(gone.latencies.quantile(1.0))
+        );
         forget(calls);
         drop(functions);
         drop(leases);
@@ -105,7 +111,18 @@ fn on(node: &str) -> Request {
 /// As many leases of one core: a worker process each.
 fn lease(client: &Client, workers: u32, held: u64) -> Result<Vec<Pool>> {
     let request = on(NODE).memory(held + SPARE_BYTES).patience(Duration::ZERO);
-    (0..workers).map(|_| Ok(client.acquire(request.clone())?)).collect()
+    (0..workers).map(|_| acquire(client, &request)).collect()
+}
+
+/// The harvester may have the last round's grant before it hears that it is over: asks until the new one is there.
+fn acquire(client: &Client, request: &Request) -> Result<Pool> {
+    let until = Instant::now() + GRANT_BOUND;
+    loop {
+        match client.acquire(request.clone()) {
+            Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+            answer => return Ok(answer?),
+        }
+    }
 }
 
 fn spin<'p>(function: &Function<'p>, workers: u32) -> Result<Vec<Ticket<'p>>> {
