@@ -304,9 +304,7 @@ impl Calls {
             return;
         }
         if arrival.header.status == Status::Stale {
-            if !self.requeue(index, place) {
-                self.end(index, Err(lost_input()));
-            }
+            self.requeue(index, place);
             return;
         }
         let error = self.failure(index, place, &arrival);
@@ -334,22 +332,19 @@ impl Calls {
         }
     }
 
-    /// Takes a sent call out of its slot, back into the queue; false if its input is gone.
-    pub(crate) fn requeue(&mut self, index: u32, place: Place) -> bool {
+    /// Takes a sent call out of its slot, back into the queue.
+    pub(crate) fn requeue(&mut self, index: u32, place: Place) {
         let Some(open) = self.sessions[place.session].as_mut() else {
-            return false;
+            return;
         };
         let lane = &mut open.lanes[place.lane];
-        let Some(input) = lane.sent_input(place.slot) else {
-            return false;
-        };
+        let input = lane.sent_input(place.slot).to_vec();
         lane.free(place.slot);
         let call = &mut self.calls[index as usize];
         call.reruns += 1;
         self.stats.reruns += 1;
         call.state = State::Queued(input);
         self.queue.push_back(index);
-        true
     }
 
     /// Sends queued calls for which there is room.
@@ -554,12 +549,6 @@ impl Calls {
             },
         })
     }
-}
-
-/// A call that did not run and cannot be sent again.
-fn lost_input() -> CallError {
-    let reason = "its input went with its node before it was sent elsewhere".into();
-    CallError::Evicted { node: String::new(), reason }
 }
 
 /// A call that was taken already: tickets are taken once, so that no caller sees it.

@@ -92,12 +92,7 @@ impl Calls {
             return Next::Failed;
         }
         match next {
-            Next::RunAgain if self.requeue(index, place) => {}
-            // Its caller came back too late: the executor keeps inputs for a second only.
-            Next::RunAgain => {
-                self.end(index, Err(end.cut_off(known)));
-                return Next::Evicted;
-            }
+            Next::RunAgain => self.requeue(index, place),
             Next::Failed => self.end(index, Err(CallError::Failed(end.worker_died()))),
             Next::Evicted | Next::Unknown => self.end(index, Err(end.cut_off(known))),
         }

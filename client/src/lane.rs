@@ -180,7 +180,7 @@ impl Lane {
         read: &mut impl FnMut(&[u8]) -> R,
     ) -> Option<R> {
         let result = read(self.link.incoming(arrival));
-        if !self.link.incoming_intact() {
+        if !self.link.intact() {
             self.slots[usize::from(slot)].answered = false;
             return None;
         }
@@ -193,11 +193,10 @@ impl Lane {
         self.link.incoming(arrival)
     }
 
-    /// The input of an outstanding call, as it was sent; `None` if its memory was taken back.
-    pub(crate) fn sent_input(&mut self, slot: u16) -> Option<Vec<u8>> {
+    /// The input of an outstanding call, as it was sent.
+    pub(crate) fn sent_input(&mut self, slot: u16) -> &[u8] {
         let Slot { request, len, .. } = self.slots[usize::from(slot)];
-        let input = self.link.outgoing(request)[..len as usize].to_vec();
-        self.link.outgoing_intact().then_some(input)
+        &self.link.outgoing(request)[..len as usize]
     }
 
     /// The number of the call in a slot, for the protocol.

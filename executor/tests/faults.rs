@@ -311,6 +311,6 @@ fn a_silent_harvester_keeps_a_node_no_longer_than_its_grant() {
     service.harvester.book().silent = true;
     assert_eq!(echo.invoke(b"goes on").unwrap(), b"goes on", "until the grant ends");
     wait_until("the node is left", PATIENCE, || service.workers_of_leases(0) == 0);
-    service.harvester.book().silent = false;
+    service.harvester.book().speak_again();
     wait_until("the node is granted again", PATIENCE, || echo.invoke(b"back").is_ok());
 }

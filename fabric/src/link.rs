@@ -183,14 +183,9 @@ pub trait Link: Send {
     /// The payload of an arrival. Memory that the peer may still write to: read each byte once.
     fn incoming(&self, arrival: &Arrival) -> &[u8];
 
-    /// Whether the incoming region is still the link's. If not, what was read of an [`incoming`](Self::incoming) payload may
-    /// be anything: ask after reading, before believing.
-    fn incoming_intact(&self) -> bool {
-        true
-    }
-
-    /// The same of the outgoing region, for who reads again there what it has sent.
-    fn outgoing_intact(&self) -> bool {
+    /// Client: whether the incoming region is still the link's. If not, what was read of an [`incoming`](Self::incoming)
+    /// payload may be anything: ask after reading, before believing.
+    fn intact(&self) -> bool {
         true
     }
 

@@ -10,20 +10,17 @@ use std::{
     time::Duration,
 };
 
-use gleaner_fabric::{
-    Geometry,
-    shm::{Direction, Segment},
-};
+use gleaner_fabric::{Geometry, Segment};
 use gleaner_lease::{clock::Stamp, state::EndReason, token::Claims};
 use gleaner_proto::v1::{self, FromAgent, from_agent};
-use tokio::{runtime::Handle, sync::mpsc};
+use tokio::sync::mpsc;
 
 use super::{
     admission::Waiter,
     functions::Functions,
     tune::{
-        CANCEL_GRACE_MAX, CANCEL_LOOK, CANCELS_MAX, INPUT_GRACE, SESSION_QUEUE_MAX,
-        SESSION_SLOTS_MAX, WINDOW_MAX,
+        CANCEL_GRACE_MAX, CANCEL_LOOK, CANCELS_MAX, SESSION_QUEUE_MAX, SESSION_SLOTS_MAX,
+        WINDOW_MAX,
     },
 };
 use crate::{
@@ -45,8 +42,7 @@ pub(super) struct Session {
     queue: mpsc::Sender<FromAgent>,
 }
 
-/// One lane's memory. When this is dropped it is taken back from all who map it: at once what the lease pays for; a little
-/// later the requests, which their client pays for and may want to send elsewhere.
+/// One lane's memory. When this is dropped, what the lease pays for is taken back from all who map it.
 #[derive(Debug)]
 struct HeldSegment {
     /// The session's index on the board.
@@ -55,25 +51,11 @@ struct HeldSegment {
     file: OwnedFd,
 }
 
-impl HeldSegment {
-    fn take_back(file: &OwnedFd, geometry: Geometry, direction: Direction) {
-        if let Err(error) = Segment::take_back(file, geometry, direction) {
-            tracing::warn!(%error, "a link's memory stays until its client lets go of it");
-        }
-    }
-}
-
 impl Drop for HeldSegment {
     fn drop(&mut self) {
-        let geometry = self.geometry;
-        Self::take_back(&self.file, geometry, Direction::Responses);
-        let (Ok(runtime), Ok(file)) = (Handle::try_current(), self.file.try_clone()) else {
-            return Self::take_back(&self.file, geometry, Direction::Requests);
-        };
-        drop(runtime.spawn(async move {
-            tokio::time::sleep(INPUT_GRACE).await;
-            Self::take_back(&file, geometry, Direction::Requests);
-        }));
+        if let Err(error) = Segment::take_back(&self.file, self.geometry) {
+            tracing::warn!(%error, "a link's memory stays until its client lets go of it");
+        }
     }
 }
 

@@ -54,5 +54,3 @@ pub(super) const SESSION_SLOTS_MAX: u32 = 32 << 10;
 const _: () = assert!(BACKOFF.0.as_millis() < BACKOFF.1.as_millis());
 // A verdict takes at most 24 bytes as protobuf; all of them fit one frame.
 const _: () = assert!(SESSION_SLOTS_MAX as usize * 24 < gleaner_proto::control::CONTROL_FRAME_MAX);
-/// How long a client on this node may still read its own requests after its link has ended, to send them elsewhere.
-pub(super) const INPUT_GRACE: Duration = Duration::from_secs(1);

@@ -57,6 +57,8 @@ pub(crate) struct Book {
     pub(crate) held: Vec<NodeName>,
     /// Grants nothing and acknowledges nothing while this is set.
     pub(crate) silent: bool,
+    /// What came meanwhile.
+    unread: Vec<(NodeName, FromExecutor)>,
     key: SigningKey,
     authority: Authority,
     uid: (u32, u32),
@@ -92,6 +94,7 @@ impl Harvester {
             usage: BTreeMap::new(),
             held: Vec::new(),
             silent: false,
+            unread: Vec::new(),
             key: SigningKey::from_bytes(&secret),
             authority: Authority::load(auth).unwrap(),
             uid,
@@ -204,8 +207,17 @@ impl Book {
         node
     }
 
+    /// Reads what it has left unread, and goes on.
+    pub(crate) fn speak_again(&mut self) {
+        self.silent = false;
+        for (node, message) in std::mem::take(&mut self.unread) {
+            self.take(&node, message);
+        }
+    }
+
     fn take(&mut self, node: &NodeName, message: FromExecutor) {
         if self.silent {
+            self.unread.push((node.clone(), message));
             return;
         }
         let seq = message.event_seq;

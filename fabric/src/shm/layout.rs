@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0    | sleeping, requests | sleeping, responses | taken, requests | taken, responses |   a word each, 128 bytes apart
-//! 64   | whole, requests    | whole, responses    |   not 0 until the region is taken back
+//! 64   | whole |   not 0 until the responses are taken back
 //! 512  | ring of requests: lines of 64 bytes | ring of responses |
 //! page | request region: slots, arena |
 //! page | response region: slots, arena |
@@ -23,8 +23,8 @@ const APART: usize = 128;
 /// Regions start at multiples of this.
 pub(super) const PAGE: usize = 4096;
 
-/// The words that say that a region is still the link's lie so far after the words of sleep, which are seldom written.
-const WHOLE: usize = 64;
+/// The word that says that the responses are still the link's: beside a word that is seldom written.
+pub(super) const WHOLE: usize = 64;
 
 /// Which way messages go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,8 +40,6 @@ pub enum Direction {
 pub struct Half {
     /// The word that says how the receiver sleeps.
     pub sleeping: usize,
-    /// The word that says that the region is still the link's.
-    pub whole: usize,
     /// The word in which the receiver says what it has taken.
     pub taken: usize,
     /// The first line of the ring.
@@ -91,7 +89,6 @@ impl Layout {
         let second_region = (first_region + region_bytes).next_multiple_of(PAGE);
         let half = |n: usize, region| Half {
             sleeping: n * APART,
-            whole: n * APART + WHOLE,
             taken: (2 + n) * APART,
             ring: 4 * APART + n * ring_bytes,
             region,

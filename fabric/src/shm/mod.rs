@@ -223,12 +223,8 @@ impl Link for ShmLink {
         self.segment.payload(self.inbound, arrival)
     }
 
-    fn incoming_intact(&self) -> bool {
-        self.segment.is_whole(self.inbound)
-    }
-
-    fn outgoing_intact(&self) -> bool {
-        self.segment.is_whole(self.outbound)
+    fn intact(&self) -> bool {
+        self.segment.is_whole()
     }
 
     fn exchange(&mut self, arrival: &Arrival, reply: Block) -> (&mut [u8], &mut [u8]) {

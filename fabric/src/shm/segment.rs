@@ -32,7 +32,7 @@ use nix::{
 };
 
 use super::{
-    layout::{Direction, Layout, PAGE},
+    layout::{Direction, Layout, PAGE, WHOLE},
     line::Line,
 };
 use crate::{
@@ -167,24 +167,19 @@ impl Segment {
         }
     }
 
-    /// Takes the pages of one direction back, also from those who still map them: they read zeros from now on, and what they
-    /// write is theirs to pay for. Says so first, in the word that [`is_whole`](Self::is_whole) looks at.
-    pub fn take_back(
-        file: impl AsFd,
-        geometry: Geometry,
-        direction: Direction,
-    ) -> Result<(), SegmentError> {
+    /// Takes the responses' pages back, also from a client that still maps them: it reads zeros from now on, and what it writes
+    /// is its own to pay for. Says so first, in the word that [`is_whole`](Self::is_whole) looks at. The requests stay for as
+    /// long as their client maps them: they are its own memory, and it may want to send them elsewhere.
+    pub fn take_back(file: impl AsFd, geometry: Geometry) -> Result<(), SegmentError> {
         let layout = Layout::new(geometry)?;
         let remedy = "close the descriptor: the pages go when nobody maps them any more";
         let failed = |step| move |error| system(step, layout.bytes as u64, error, remedy);
-        let half = layout.half(direction);
-        pwrite(&file, &[0; 4], half.whole as i64).map_err(failed("say that its pages go"))?;
+        pwrite(&file, &[0; 4], WHOLE as i64).map_err(failed("say that its pages go"))?;
         let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let start = layout.half(Direction::Responses).region;
         // Whole pages of any size at the end: of one that is cut, the bytes would go and the page stay.
-        let beyond = if direction == Direction::Responses { HUGE_PAGE_BYTES } else { 0 };
-        let bytes = layout.region_bytes.next_multiple_of(PAGE) + beyond;
-        fallocate(&file, how, half.region as i64, bytes as i64)
-            .map_err(failed("give its pages back"))
+        let bytes = layout.bytes - start + HUGE_PAGE_BYTES;
+        fallocate(&file, how, start as i64, bytes as i64).map_err(failed("give its pages back"))
     }
 
     /// What it was opened with.
@@ -204,15 +199,13 @@ impl Segment {
 
     /// Says that the memory is the link's: the worker does, once.
     pub(super) fn begin(&self) {
-        for direction in [Direction::Requests, Direction::Responses] {
-            self.word(self.layout.half(direction).whole).store(1, Ordering::Release);
-        }
+        self.word(WHOLE).store(1, Ordering::Release);
     }
 
-    /// Whether what was read of this direction's region before this call was still the link's memory.
-    pub(super) fn is_whole(&self, direction: Direction) -> bool {
+    /// Whether what was read of the responses before this call was still the link's memory.
+    pub(super) fn is_whole(&self) -> bool {
         fence(Ordering::Acquire);
-        self.word(self.layout.half(direction).whole).load(Ordering::Relaxed) != 0
+        self.word(WHOLE).load(Ordering::Relaxed) != 0
     }
 
     /// The number of the last message that the receiver of this direction has taken.
