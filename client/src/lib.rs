@@ -25,10 +25,13 @@
 
 #![deny(unsafe_code)] // but in `local`, which calls what the caller loads
 
+mod awaiting;
 mod calls;
 mod client;
+mod completions;
 mod control;
 mod dial;
+mod ended;
 mod error;
 mod event;
 mod eviction;
@@ -40,13 +43,17 @@ mod library;
 mod local;
 mod options;
 mod pool;
+mod progress;
+mod reactor;
 mod relocate;
 mod request;
 mod session;
 mod tune;
 mod waiting;
 
+pub use awaiting::CallFuture;
 pub use client::Client;
+pub use completions::{Completions, Full};
 pub use dial::Transport;
 pub use error::{
     AcquireError, AttachError, CallError, ConnectError, Failure, FunctionError, HarvesterError,
