@@ -186,6 +186,7 @@ impl Calls {
             };
             if !answered {
                 let due = self.calls[key.index as usize].due;
+                self.make_room();
                 self.idle(place, due);
             }
         }
@@ -544,6 +545,24 @@ impl Calls {
             }
         }
         false
+    }
+
+    /// Gives queued calls the slots of replies that nobody takes now: their callers may wait for the queued ones first.
+    pub(crate) fn make_room(&mut self) {
+        let mut wanted = self.queue.len();
+        if wanted == 0 {
+            return;
+        }
+        for index in 0..self.calls.len() {
+            if let State::Replied(place, arrival) = self.calls[index].state {
+                self.spill(index as u32, place, &arrival);
+                wanted -= 1;
+                if wanted == 0 {
+                    break;
+                }
+            }
+        }
+        self.dispatch();
     }
 
     /// Copies a reply out of its slot, which is free then.

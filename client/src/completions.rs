@@ -241,6 +241,7 @@ impl Calls {
     fn await_any(&mut self) {
         let due: Option<Instant> = self.due;
         if !self.pump() {
+            self.make_room();
             self.idle(None, due);
         } else {
             self.look_around();

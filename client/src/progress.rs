@@ -3,10 +3,13 @@
 //! Why it is so: `docs/src/adr/0014-async-without-a-thread.md`.
 
 use std::{
+    convert::Infallible,
     io,
     os::fd::BorrowedFd,
     time::{Duration, Instant},
 };
+
+use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
     calls::Calls,
@@ -40,26 +43,7 @@ impl Pool {
     /// harvester for another lease, and that takes as long as it takes. Call it again when the
     /// [`descriptor`](Self::descriptor) is readable, and at the returned time at the latest; `None`: only then.
     ///
-    /// With tokio, beside everything that awaits calls of the pool:
-    ///
-    /// ```ignore
-    /// async fn drive(pool: &gleaner::Pool) -> std::io::Result<std::convert::Infallible> {
-    ///     let descriptor = AsyncFd::with_interest(pool.descriptor()?, Interest::READABLE)?;
-    ///     loop {
-    ///         let due = pool.process();
-    ///         let bound = async {
-    ///             match due {
-    ///                 Some(due) => tokio::time::sleep_until(due.into()).await,
-    ///                 None => std::future::pending().await,
-    ///             }
-    ///         };
-    ///         tokio::select! {
-    ///             ready = descriptor.readable() => ready?.clear_ready(),
-    ///             () = bound => {}
-    ///         }
-    ///     }
-    /// }
-    /// ```
+    /// Inside tokio, [`drive`](Self::drive) does both.
     pub fn process(&self) -> Option<Instant> {
         let mut woken = self.woken.take();
         let due = self.progress(&mut woken);
@@ -92,6 +76,48 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// Moves the pool on inside tokio, until the system refuses something. Run it beside what awaits the pool's calls:
+    ///
+    /// ```no_run
+    /// # async fn example(pool: &gleaner::Pool, work: gleaner::Function<'_>) -> Result<(), Box<dyn std::error::Error>> {
+    /// let reply = tokio::select! {
+    ///     reply = work.call(b"input") => reply?,
+    ///     error = pool.drive() => return Err(error.into()),
+    /// };
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Panics
+    /// Outside a tokio runtime, or in one without its I/O and time drivers.
+    pub async fn drive(&self) -> io::Error {
+        match self.drive_on().await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    async fn drive_on(&self) -> io::Result<Infallible> {
+        // Its new form is unsafe since it takes any number; a borrowed descriptor is open for as long as it is borrowed.
+        #[allow(deprecated)]
+        let descriptor = AsyncFd::with_interest(self.descriptor()?, Interest::READABLE)?;
+        loop {
+            let due = self.process();
+            let bound = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                ready = descriptor.readable() => ready?.clear_ready(),
+                () = bound => {}
+            }
+        }
+    }
+}
+
 impl Calls {
     /// Takes every answer, sees to everything else, and asks every lane for a wake-up. True: it has not come to an end.
     fn progress(&mut self) -> bool {
@@ -99,8 +125,13 @@ impl Calls {
             // Bounded: what is answered stays in its slot, and nobody sends meanwhile.
             while self.pump() {}
             self.service(Instant::now());
+            let leaves = self.ended.tasks.is_empty();
+            if leaves {
+                self.make_room();
+            }
             if !self.arm(None) {
-                return false;
+                // Tasks that are woken now take their replies, or leave them to the next look.
+                return !leaves && !self.queue.is_empty();
             }
         }
         true
