@@ -182,6 +182,7 @@ fn a_new_workspace_builds_and_runs() {
     let mut build = Command::new(env!("CARGO"));
     build.args(["build", "--offline", "--workspace"]).current_dir(&workspace);
     build.env("CARGO_TARGET_DIR", &target).env("RUSTFLAGS", "-D warnings");
+    build.env("CARGO_PROFILE_DEV_DEBUG", "0");
     let built = run_bounded(build, BUILD_BOUND).expect("cargo starts and ends");
     assert!(built.status.success(), "{}", text(&built.stderr));
 

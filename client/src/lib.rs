@@ -9,6 +9,10 @@
 //! let square = pool.function(&library, "square")?.idempotent(true);
 //! let nine = square.invoke(&3u64.to_le_bytes())?;
 //! let many = square.map((0..100u64).map(u64::to_le_bytes));
+//! let mut next = square.completions(); // whichever call ends next; `call` makes futures
+//! next.push(&4u64.to_le_bytes(), "four")?;
+//! assert!(next.next().is_some());
+//! drop(next);
 //! pool.release()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
