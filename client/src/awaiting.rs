@@ -19,11 +19,14 @@ use crate::{
 ///
 /// Somebody must run [`Pool::process`] meanwhile, as [its page](Pool::process) shows.
 #[must_use = "a call that nobody awaits is given up"]
-pub struct CallFuture<'p, F> {
+pub struct CallFuture<'p, F = Copied> {
     pool: &'p Pool,
     stage: Stage,
     read: F,
 }
+
+/// How [`Function::call`]'s futures read a reply: into a copy.
+type Copied = fn(&[u8]) -> Vec<u8>;
 
 enum Stage {
     /// It could not be sent.
@@ -42,8 +45,8 @@ struct Begun {
 impl<'p> Function<'p> {
     /// Calls it and does not wait at all: while every slot is in use, a copy of the input waits for one. What prevents the call is
     /// the future's result.
-    pub fn call(&self, input: &[u8]) -> CallFuture<'p, fn(&[u8]) -> Vec<u8>> {
-        let read: fn(&[u8]) -> Vec<u8> = <[u8]>::to_vec;
+    pub fn call(&self, input: &[u8]) -> CallFuture<'p> {
+        let read: Copied = <[u8]>::to_vec;
         self.call_with(input.len(), |buffer| buffer.copy_from_slice(input), read)
     }
 
