@@ -45,6 +45,8 @@ pub(crate) enum Verb {
     Leases(Leases),
     /// Lease cores and call a function of a shared library on them
     Invoke(Box<Invoke>),
+    /// Write a cargo workspace to begin with: a library of functions, and a program that calls them
+    New(New),
     /// Leave nodes at once and keep off them (admins)
     Drain(Drain),
     /// Let drained nodes be harvested again (admins)
@@ -109,6 +111,16 @@ pub(crate) struct Invoke {
     pub(crate) request: RequestFlags,
     #[command(flatten)]
     pub(crate) call: CallFlags,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct New {
+    /// The workspace's name, and its directory below this one
+    #[arg(value_parser = crate::new::name)]
+    pub(crate) name: String,
+    /// Depend on the checkout of Gleaner in this directory [default: on this release]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) path: Option<PathBuf>,
 }
 
 /// What to lease.

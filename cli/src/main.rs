@@ -19,6 +19,7 @@ mod figures;
 mod invoke;
 mod latency;
 mod manual;
+mod new;
 mod output;
 mod report;
 mod show;
@@ -47,6 +48,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Verb::Nodes(nodes) => show::nodes(common, &nodes)?,
         Verb::Leases(leases) => show::leases(common, &leases)?,
         Verb::Invoke(invoke) => return invoke::run(common, &invoke),
+        Verb::New(new) => new::run(common.json, &new)?,
         Verb::Drain(drain) => admin::drain(common, &drain)?,
         Verb::Resume(resume) => admin::resume(common, &resume)?,
         Verb::Off(off) => admin::off(common, &off)?,

@@ -126,6 +126,8 @@ fn the_command_line_is_checked_before_anything_else() {
         vec!["invoke", "lib.so", "f", "--data", "x", "--input", "y"],
         vec!["drain", "n1"],
         vec!["report", "--since", "once"],
+        vec!["new"],
+        vec!["new", "../elsewhere"],
     ] {
         assert_eq!(gleaner(directory.path(), &arguments).status.code(), Some(2), "{arguments:?}");
     }
@@ -142,6 +144,32 @@ fn a_library_or_input_that_is_not_there_ends_with_1_and_its_name() {
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
         assert!(text(&output.stderr).contains("absent."), "{arguments:?}");
     }
+}
+
+#[test]
+fn a_new_workspace_is_written_once_and_over_nothing() {
+    let directory = nobody_listens();
+    let output = gleaner(directory.path(), &["new", "my-work"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let told = text(&output.stdout);
+    assert!(told.contains("cd my-work\n") && told.contains("libmy_work_functions.so"), "{told}");
+    let manifest = directory.path().join("my-work/Cargo.toml");
+    let manifest = std::fs::read_to_string(manifest).expect("written");
+    assert!(
+        manifest.contains(concat!("gleaner = \"", env!("CARGO_PKG_VERSION"), "\"")),
+        "{manifest}"
+    );
+
+    let again = gleaner(directory.path(), &["new", "my-work"]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(text(&again.stderr).contains("my-work: it exists"), "{}", text(&again.stderr));
+    std::fs::create_dir(directory.path().join("empty")).expect("made");
+    let value = json(&gleaner(directory.path(), &["--json", "new", "empty"]));
+    assert_eq!(value["new"]["files"].as_array().map(Vec::len), Some(7), "{value}");
+    let astray = gleaner(directory.path(), &["new", "other", "--path", "empty"]);
+    assert_eq!(astray.status.code(), Some(1));
+    assert!(text(&astray.stderr).contains("no checkout of Gleaner"), "{}", text(&astray.stderr));
+    assert!(!directory.path().join("other").exists());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Every verb against a running service: the real harvester and executors on a private Slurm.
 
 use std::{
+    path::Path,
     process::{Command, Output},
     time::Duration,
 };
@@ -9,6 +10,8 @@ use gleaner_testkit::{process::run_bounded, service::Service};
 use serde_json::Value;
 
 const BOUND: Duration = Duration::from_secs(20);
+/// A build of the client from nothing, on a machine that does much else.
+const BUILD_BOUND: Duration = Duration::from_secs(600);
 
 fn run(command: Command) -> Output {
     run_bounded(command, BOUND).expect("the command starts and ends")
@@ -159,4 +162,40 @@ fn doctor_is_content_with_a_service_in_order() {
         assert_eq!(health(name), "good", "{value}");
     }
     assert_ne!(health("prolog and epilog"), "bad", "{value}");
+}
+
+/// What a user does after reading the tutorial, with this checkout in the release's place.
+#[test]
+fn a_new_workspace_builds_and_runs() {
+    let service = Service::with_nodes(2).start().expect("the service starts");
+    let directory = tempfile::tempdir().expect("a directory");
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut command = service.command(&["new", "my-work", "--path"]);
+    command.arg(&checkout).current_dir(directory.path());
+    let written = run(command);
+    assert!(written.status.success(), "{}", text(&written.stderr));
+
+    let workspace = directory.path().join("my-work");
+    // The same versions as this build's: those are here, and nothing has to be fetched.
+    std::fs::copy(checkout.join("Cargo.lock"), workspace.join("Cargo.lock")).expect("copied");
+    let target = directory.path().join("target");
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--offline", "--workspace"]).current_dir(&workspace);
+    build.env("CARGO_TARGET_DIR", &target).env("RUSTFLAGS", "-D warnings");
+    build.env("CARGO_PROFILE_DEV_DEBUG", "0");
+    let built = run_bounded(build, BUILD_BOUND).expect("cargo starts and ends");
+    assert!(built.status.success(), "{}", text(&built.stderr));
+
+    service.wait_harvested(2, BOUND);
+    let library = target.join("debug/libmy_work_functions.so");
+    let library = library.to_str().expect("a path of ASCII");
+    let shown = told(&service, &["invoke", library, "upper", "--warm", "--data", "hello"]);
+    assert_eq!(shown, "HELLO");
+    let mut caller = service.cluster.command(target.join("debug/my-work-caller"));
+    caller.env("GLEANER_CONFIG", service.config_path()).env("GLEANER_CLIENT_WAITING", "warm");
+    let output = run(caller);
+    assert!(output.status.success(), "{}\n{}", text(&output.stderr), service.logs());
+    let (all, lines) = (text(&output.stdout), ["HELLO", "cbf43926"]);
+    assert!(all.lines().take(2).eq(lines), "{all}");
+    assert!(all.contains("1000 calls, "), "{all}");
 }

@@ -20,6 +20,7 @@ use gleaner_proto::header::Status;
 
 use crate::{
     client::Identity,
+    ended::{Ended, Listener},
     error::{CallError, Failure},
     event::{CallStats, EVENTS_MAX, PoolEvent, PoolStats},
     function::Settings,
@@ -38,8 +39,8 @@ use crate::{
 /// A call's place in its pool; stale once the call was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CallKey {
-    index: u32,
-    number: u64,
+    pub(crate) index: u32,
+    pub(crate) number: u64,
 }
 
 /// Everything of a pool.
@@ -58,6 +59,10 @@ pub(crate) struct Calls {
     pub(crate) stats: PoolStats,
     pub(crate) relocation: Relocation,
     pub(crate) spin: Spin,
+    /// Who is told of which calls' ends.
+    pub(crate) ended: Ended,
+    /// No call's time is over before this; `None`: none has a bound.
+    pub(crate) due: Option<Instant>,
     last_number: u64,
     next_lane: usize,
 }
@@ -84,6 +89,8 @@ pub(crate) struct Call {
     pub(crate) dropped: bool,
     /// How it ends if it cannot run again: set once it had begun somewhere.
     pub(crate) cut_off: Option<CallError>,
+    /// Who is told when it has ended.
+    pub(crate) listener: Listener,
 }
 
 /// Where a call is.
@@ -126,6 +133,8 @@ impl Calls {
             stats: PoolStats::default(),
             relocation: Relocation::new(),
             spin: Spin::new(hot),
+            ended: Ended::default(),
+            due: None,
             last_number: 0,
             next_lane: 0,
         }
@@ -177,6 +186,7 @@ impl Calls {
             };
             if !answered {
                 let due = self.calls[key.index as usize].due;
+                self.make_room();
                 self.idle(place, due);
             }
         }
@@ -196,12 +206,25 @@ impl Calls {
     ) -> Result<(R, CallStats), CallError> {
         loop {
             self.wait(key);
-            if let Some(result) = self.take(key, &mut read) {
-                let Call { number, reruns, executing, .. } = *self.call(key);
-                self.free.push(key.index);
-                return result.map(|result| (result, CallStats { number, reruns, executing }));
+            if let Some(result) = self.try_collect(key, &mut read) {
+                return result;
             }
         }
+    }
+
+    /// The same without waiting; `None` while the call goes on.
+    pub(crate) fn try_collect<R>(
+        &mut self,
+        key: CallKey,
+        read: &mut impl FnMut(&[u8]) -> R,
+    ) -> Option<Result<(R, CallStats), CallError>> {
+        if !self.is_done(key) {
+            return None;
+        }
+        let result = self.take(key, read)?;
+        let Call { number, reruns, executing, .. } = *self.call(key);
+        self.free.push(key.index);
+        Some(result.map(|result| (result, CallStats { number, reruns, executing })))
     }
 
     /// `None`: the reply was taken back with its memory while it was read.
@@ -219,7 +242,7 @@ impl Calls {
                 let lane = &mut open.lanes[place.lane];
                 let result = lane.read(place.slot, &arrival, read);
                 if result.is_none() {
-                    self.calls[key.index as usize].state = State::Sent(place);
+                    self.resent(key.index, place);
                 }
                 result.map(Ok)
             }
@@ -301,6 +324,7 @@ impl Calls {
         if arrival.header.status == Status::Ok && !call.dropped {
             call.state = State::Replied(place, arrival);
             self.stats.ok += 1;
+            self.tell(index);
             return;
         }
         if arrival.header.status == Status::Stale {
@@ -329,6 +353,7 @@ impl Calls {
             self.free.push(index);
         } else {
             call.state = State::Done(outcome);
+            self.tell(index);
         }
     }
 
@@ -371,16 +396,24 @@ impl Calls {
 
     /// Ends calls whose time is over.
     pub(crate) fn expire(&mut self, now: Instant) {
+        if self.due.is_none_or(|due| due > now) {
+            return;
+        }
+        self.due = None;
         for index in 0..self.calls.len() {
             let call = &self.calls[index];
-            if call.due.is_none_or(|due| due > now) {
-                continue;
-            }
             let place = match call.state {
                 State::Sent(place) => Some(place),
                 State::Queued(_) => None,
                 _ => continue,
             };
+            let Some(due) = call.due else {
+                continue;
+            };
+            if due > now {
+                self.due = [self.due, Some(due)].into_iter().flatten().min();
+                continue;
+            }
             let after = call.settings.deadline.unwrap_or_default();
             if let Some(place) = place {
                 self.cancel_at(place, OVERRUN_GRACE);
@@ -390,6 +423,11 @@ impl Calls {
             }
             self.end(index as u32, Err(CallError::Failed(Failure::Deadline { after })));
         }
+    }
+
+    /// Places of calls that are free.
+    pub(crate) fn idle_places(&self) -> usize {
+        self.free.len()
     }
 
     /// Leases that are live.
@@ -410,19 +448,22 @@ impl Calls {
     }
 
     /// A fresh call, in a place that may have been used before.
-    fn admit(&mut self, function: u32, settings: Settings) -> CallKey {
+    pub(crate) fn admit(&mut self, function: u32, settings: Settings) -> CallKey {
         self.last_number += 1;
+        let due = settings.deadline.map(|deadline| Instant::now() + deadline);
+        self.due = [self.due, due].into_iter().flatten().min();
         let call = Call {
             number: self.last_number,
             function,
             settings,
             state: State::Free,
-            due: settings.deadline.map(|deadline| Instant::now() + deadline),
+            due,
             reruns: 0,
             executing: Duration::ZERO,
             cancelled: false,
             dropped: false,
             cut_off: None,
+            listener: Listener::Nobody,
         };
         let index = match self.free.pop() {
             Some(index) => {
@@ -438,7 +479,7 @@ impl Calls {
     }
 
     /// Refuses what no lane of this pool can ever carry.
-    fn check_size(&self, len: u32, settings: &Settings) -> Result<(), CallError> {
+    pub(crate) fn check_size(&self, len: u32, settings: &Settings) -> Result<(), CallError> {
         let wanted = u64::from(len.max(settings.reply_capacity.unwrap_or(0)));
         let lanes = self.sessions.iter().flatten().flat_map(|open| &open.lanes);
         match lanes.map(crate::lane::Lane::payload_max).min() {
@@ -450,7 +491,11 @@ impl Calls {
     }
 
     /// A slot on the next lane that has one, lane after lane.
-    fn prepare(&mut self, len: u32, settings: &Settings) -> Option<(usize, usize, Prepared)> {
+    pub(crate) fn prepare(
+        &mut self,
+        len: u32,
+        settings: &Settings,
+    ) -> Option<(usize, usize, Prepared)> {
         let sessions = self.sessions.len();
         let wide = self.sessions.iter().flatten().map(|open| open.lanes.len()).max()?;
         for _ in 0..sessions * wide {
@@ -470,7 +515,7 @@ impl Calls {
         None
     }
 
-    fn post(&mut self, index: u32, session: usize, lane: usize, prepared: &Prepared) {
+    pub(crate) fn post(&mut self, index: u32, session: usize, lane: usize, prepared: &Prepared) {
         let Some(open) = self.sessions[session].as_mut() else {
             return;
         };
@@ -500,15 +545,40 @@ impl Calls {
         false
     }
 
+    /// Gives queued calls the slots of replies that nobody takes now: their callers may wait for the queued ones first.
+    pub(crate) fn make_room(&mut self) {
+        let mut wanted = self.queue.len();
+        if wanted == 0 {
+            return;
+        }
+        for index in 0..self.calls.len() {
+            if let State::Replied(place, arrival) = self.calls[index].state {
+                self.spill(index as u32, place, &arrival);
+                wanted -= 1;
+                if wanted == 0 {
+                    break;
+                }
+            }
+        }
+        self.dispatch();
+    }
+
     /// Copies a reply out of its slot, which is free then.
     pub(crate) fn spill(&mut self, index: u32, place: Place, arrival: &Arrival) {
         if let Some(open) = self.sessions[place.session].as_mut() {
             let bytes = open.lanes[place.lane].read(place.slot, arrival, &mut <[u8]>::to_vec);
-            self.calls[index as usize].state = match bytes {
-                Some(bytes) => State::Done(Ok(bytes)),
-                None => State::Sent(place),
-            };
+            match bytes {
+                Some(bytes) => self.calls[index as usize].state = State::Done(Ok(bytes)),
+                None => self.resent(index, place),
+            }
         }
+    }
+
+    /// A reply was taken back with its memory: its call waits for an answer as before.
+    fn resent(&mut self, index: u32, place: Place) {
+        let call = &mut self.calls[index as usize];
+        call.state = State::Sent(place);
+        self.due = [self.due, call.due].into_iter().flatten().min();
     }
 
     fn cancel_at(&mut self, place: Place, grace: Duration) {

@@ -13,9 +13,9 @@ use crate::{
 /// A function in a pool. Its settings are its own: a clone with others is another view of the same function.
 #[derive(Clone)]
 pub struct Function<'p> {
-    pool: &'p Pool,
-    index: u32,
-    settings: Settings,
+    pub(crate) pool: &'p Pool,
+    pub(crate) index: u32,
+    pub(crate) settings: Settings,
 }
 
 /// How calls are made; see [`Function`]'s methods.

@@ -1,7 +1,7 @@
 //! The harvester's services as plain calls: used by [`crate::Client`] for leases and by the `gleaner` command for the rest.
 //!
 //! Each call signs its request, runs a current-thread runtime until the answer is there or its bound is over, and checks
-//! that a lease's reply is the harvester's. Between calls nothing runs. Not to be called from inside another runtime.
+//! that a lease's reply is the harvester's. Between calls nothing runs.
 
 use std::{
     error::Error as _,
@@ -41,7 +41,25 @@ pub struct Harvester {
 struct Connection {
     // Declared first, dropped first: the channel's task lives in the runtime.
     channel: Channel,
-    runtime: Runtime,
+    runtime: OwnRuntime,
+}
+
+/// A runtime that may be dropped inside another one.
+struct OwnRuntime(Option<Runtime>);
+
+impl OwnRuntime {
+    fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.0.as_ref().expect("it is there until it is dropped").block_on(future)
+    }
+}
+
+impl Drop for OwnRuntime {
+    fn drop(&mut self) {
+        // Dropping waits for blocking tasks, which tokio forbids there, and of which there are none.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// What a reply of [`types::leases_client`] must prove beyond having arrived.
@@ -109,7 +127,8 @@ impl Harvester {
         let entered = runtime.enter();
         let channel = endpoint.connect_lazy();
         drop(entered);
-        Ok(Self { options, authority, link: Mutex::new(Connection { channel, runtime }) })
+        let link = Mutex::new(Connection { channel, runtime: OwnRuntime(Some(runtime)) });
+        Ok(Self { options, authority, link })
     }
 
     /// How it is reached.
@@ -128,12 +147,13 @@ impl Harvester {
     where
         Q: Message + Clone,
         R: Message,
-        F: AsyncFn(Channel, tonic::Request<Q>) -> Result<tonic::Response<R>, Status>,
+        F: AsyncFn(Channel, tonic::Request<Q>) -> Result<tonic::Response<R>, Status> + Sync,
     {
         let digest = request_digest(method, &request);
-        let first = self.once(method, &request, &digest, &send);
+        let attempt = || outside_runtimes(|| self.once(method, &request, &digest, &send));
+        let first = attempt();
         let reply = match first {
-            Err(HarvesterError::Unreachable { .. }) => self.once(method, &request, &digest, &send),
+            Err(HarvesterError::Unreachable { .. }) => attempt(),
             other => other,
         }?;
         if proof == Proof::Credential {
@@ -235,4 +255,14 @@ impl Harvester {
     fn server(&self) -> Option<SocketAddr> {
         self.options.harvester.to_socket_addrs().ok()?.next()
     }
+}
+
+/// Runs it here, or, where the caller is inside a runtime of its own, in a thread that has ended when this returns: tokio
+/// lets no runtime run inside another.
+fn outside_runtimes<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    if tokio::runtime::Handle::try_current().is_err() {
+        return work();
+    }
+    let joined = std::thread::scope(|scope| scope.spawn(work).join());
+    joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

@@ -9,6 +9,10 @@
 //! let square = pool.function(&library, "square")?.idempotent(true);
 //! let nine = square.invoke(&3u64.to_le_bytes())?;
 //! let many = square.map((0..100u64).map(u64::to_le_bytes));
+//! let mut next = square.completions(); // whichever call ends next; `call` makes futures
+//! next.push(&4u64.to_le_bytes(), "four")?;
+//! assert!(next.next().is_some());
+//! drop(next);
 //! pool.release()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -25,10 +29,13 @@
 
 #![deny(unsafe_code)] // but in `local`, which calls what the caller loads
 
+mod awaiting;
 mod calls;
 mod client;
+mod completions;
 mod control;
 mod dial;
+mod ended;
 mod error;
 mod event;
 mod eviction;
@@ -40,6 +47,8 @@ mod library;
 mod local;
 mod options;
 mod pool;
+mod progress;
+mod reactor;
 mod relocate;
 mod request;
 mod session;
@@ -47,7 +56,9 @@ mod spin;
 mod tune;
 mod waiting;
 
+pub use awaiting::CallFuture;
 pub use client::Client;
+pub use completions::{Completions, Full};
 pub use dial::Transport;
 pub use error::{
     AcquireError, AttachError, CallError, ConnectError, Failure, FunctionError, HarvesterError,

@@ -1,8 +1,9 @@
 //! A set of leases, and the calls that run on them.
 
 use std::{
-    cell::{RefCell, RefMut},
+    cell::{Cell, OnceCell, RefCell, RefMut},
     sync::Arc,
+    task::Waker,
     time::{Duration, Instant},
 };
 
@@ -19,13 +20,18 @@ use crate::{
     keepalive::Renewer,
     library::Library,
     local::LocalFunction,
+    reactor::Reactor,
     request::{KeepAlive, Request, Waiting},
     tune::DETACH_BOUND,
 };
 
 /// Leases on one to many nodes. One thread at a time uses a pool; threads that call side by side hold a pool each.
 pub struct Pool {
-    calls: RefCell<Calls>,
+    pub(crate) calls: RefCell<Calls>,
+    /// There once somebody asked for the pool's descriptor.
+    pub(crate) reactor: OnceCell<Reactor>,
+    /// Room for the wakers that are about to be woken, kept from one time to the next.
+    pub(crate) woken: Cell<Vec<Waker>>,
 }
 
 /// One live lease of a pool.
@@ -57,7 +63,8 @@ impl Pool {
             })?);
         }
         calls.first_leases()?;
-        Ok(Self { calls: RefCell::new(calls) })
+        let calls = RefCell::new(calls);
+        Ok(Self { calls, reactor: OnceCell::new(), woken: Cell::default() })
     }
 
     /// A function of a library, uploaded where it is not yet and opened on every node of the pool, later ones too.
@@ -115,7 +122,16 @@ impl Pool {
     /// The calls, for one operation. A caller's closure that comes back in here is a bug of the caller.
     #[track_caller]
     pub(crate) fn calls(&self) -> RefMut<'_, Calls> {
+        // It may take answers and wake-ups that others wait for: they look again.
+        self.ring();
         self.calls.borrow_mut()
+    }
+
+    /// Makes the pool's descriptor readable, if there is one.
+    pub(crate) fn ring(&self) {
+        if let Some(reactor) = self.reactor.get() {
+            reactor.ring();
+        }
     }
 }
 

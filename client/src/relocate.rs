@@ -52,6 +52,11 @@ impl Relocation {
         }
     }
 
+    /// When it asks for a lease again, if it has to.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.since.filter(|_| !self.local).map(|_| self.next)
+    }
+
     /// Why the last attempt failed.
     pub(crate) fn why(&self) -> &str {
         &self.why

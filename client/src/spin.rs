@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use gleaner_fabric::clock::{self, Calibration};
 
-use crate::tune::{LOOKS_PER_CLOCK, SERVICE_PERIOD_NS};
+use crate::tune::{LOOKS_PER_CLOCK, SERVICE_PERIOD};
 
 /// The state of one pool's waiting.
 pub(crate) struct Spin {
@@ -66,7 +66,7 @@ impl Spin {
         if let Some(calibration) = self.calibration.take() {
             let clock = calibration.end();
             let hot_ns = u64::try_from(self.hot.as_nanos()).unwrap_or(u64::MAX);
-            self.bounds = (clock.ticks(hot_ns), clock.ticks(SERVICE_PERIOD_NS));
+            self.bounds = (clock.ticks(hot_ns), clock.ticks(SERVICE_PERIOD.as_nanos() as u64));
         }
     }
 }

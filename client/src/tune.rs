@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 /// A hot waiter looks at its control streams at least this often.
-pub(crate) const SERVICE_PERIOD_NS: u64 = 1_000_000;
+pub(crate) const SERVICE_PERIOD: Duration = Duration::from_millis(1);
 /// Looks at a lane between two looks at the clock, while hot; and calls between two, when none of them has to wait.
 pub(crate) const LOOKS_PER_CLOCK: u32 = 32;
 /// Longest sleep of a warm waiter: what no descriptor announces (deadlines aside) is noticed within it.
 pub(crate) const SLEEP_MAX: Duration = Duration::from_millis(100);
+/// Looks at all lanes within one `Pool::process`; what then still comes is left to the next one, so that others run too.
+pub(crate) const PROGRESS_ROUNDS: u32 = 16;
 /// How long a session whose lane is closed waits for the executor's verdicts before its calls are UNKNOWN.
 pub(crate) const VERDICT_BOUND: Duration = Duration::from_secs(2);
 /// A call whose deadline is over may still end by itself within this time; then its worker is stopped.

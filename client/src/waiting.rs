@@ -139,7 +139,7 @@ impl Calls {
     }
 
     /// Asks lanes for wake-ups; true if one has something already.
-    fn arm(&mut self, place: Option<Place>) -> bool {
+    pub(crate) fn arm(&mut self, place: Option<Place>) -> bool {
         let mut ready = false;
         for (index, open) in self.sessions.iter_mut().enumerate() {
             let Some(open) = open.as_mut().filter(|open| open.closing.is_none()) else {
