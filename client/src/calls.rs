@@ -64,7 +64,8 @@ pub(crate) struct Calls {
     /// No call's time is over before this; `None`: none has a bound.
     pub(crate) due: Option<Instant>,
     last_number: u64,
-    next_lane: usize,
+    /// The session and the lane whose turn it is.
+    next: (usize, usize),
 }
 
 /// A function of the pool.
@@ -136,7 +137,7 @@ impl Calls {
             ended: Ended::default(),
             due: None,
             last_number: 0,
-            next_lane: 0,
+            next: (0, 0),
         }
     }
 
@@ -481,7 +482,8 @@ impl Calls {
     /// Refuses what no lane of this pool can ever carry.
     pub(crate) fn check_size(&self, len: u32, settings: &Settings) -> Result<(), CallError> {
         let wanted = u64::from(len.max(settings.reply_capacity.unwrap_or(0)));
-        let lanes = self.sessions.iter().flatten().flat_map(|open| &open.lanes);
+        // One lane a session: the others are like it.
+        let lanes = self.sessions.iter().flatten().filter_map(|open| open.lanes.first());
         match lanes.map(crate::lane::Lane::payload_max).min() {
             Some(max) if wanted > max => {
                 Err(CallError::Failed(Failure::TooLarge { bytes: wanted, max }))
@@ -499,8 +501,7 @@ impl Calls {
         let sessions = self.sessions.len();
         let wide = self.sessions.iter().flatten().map(|open| open.lanes.len()).max()?;
         for _ in 0..sessions * wide {
-            let (session, lane) = (self.next_lane % sessions, self.next_lane / sessions % wide);
-            self.next_lane = (self.next_lane + 1) % (sessions * wide);
+            let (session, lane) = self.next_turn(sessions, wide);
             let Some(open) = self.sessions[session].as_mut().filter(|s| s.closing.is_none()) else {
                 continue;
             };
@@ -513,6 +514,19 @@ impl Calls {
             }
         }
         None
+    }
+
+    /// Session after session, then lane after lane. Sessions come and go: what is out of range begins anew.
+    fn next_turn(&mut self, sessions: usize, wide: usize) -> (usize, usize) {
+        let (mut session, mut lane) = self.next;
+        if session >= sessions {
+            (session, lane) = (0, lane + 1);
+        }
+        if lane >= wide {
+            lane = 0;
+        }
+        self.next = (session + 1, lane);
+        (session, lane)
     }
 
     pub(crate) fn post(&mut self, index: u32, session: usize, lane: usize, prepared: &Prepared) {

@@ -14,6 +14,7 @@ pub(crate) struct Lane {
     slots: Box<[Slot]>,
     requests: Arena,
     replies: Arena,
+    payload_max: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -88,13 +89,13 @@ impl Lane {
             slots: (0..geometry.window).map(slot).collect(),
             requests: Arena::new(geometry),
             replies: Arena::new(geometry),
+            payload_max: payload_max(geometry),
         }
     }
 
     /// The largest input or reply that this lane can ever carry.
     pub(crate) fn payload_max(&self) -> u64 {
-        let arena = Arena::new(Geometry { window: 1, ..self.geometry });
-        u64::from(arena.largest().max(self.geometry.slot_capacity()))
+        self.payload_max
     }
 
     /// The largest reply that needs no arena.
@@ -237,6 +238,12 @@ impl Lane {
     pub(crate) fn link_ref(&self) -> &dyn Link {
         &*self.link
     }
+}
+
+/// What an empty arena, or else a slot, has room for.
+fn payload_max(geometry: Geometry) -> u64 {
+    let arena = Arena::new(Geometry { window: 1, ..geometry });
+    u64::from(arena.largest().max(geometry.slot_capacity()))
 }
 
 /// The slot's own block if the payload fits it, else one of the arena.
