@@ -260,3 +260,51 @@ fn give_back(arena: &mut Arena, own: Block, block: Block) {
         arena.give_back(block);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::{fd::AsFd, unix::net::UnixStream};
+
+    use gleaner_fabric::{Segment, ShmLink, Side};
+
+    use super::*;
+
+    const GEOMETRY: Geometry = Geometry { window: 2, slot_bytes: 4096, arena_bytes: 0 };
+    const CALL: Invocation = Invocation { call: 0, number: 1, function: 0, epoch: 1, time_ns: 0 };
+
+    /// A lane over shared memory with one answered call; the file is the executor's.
+    fn answered() -> (std::os::fd::OwnedFd, Lane, ShmLink, Answer) {
+        let file = Segment::create(GEOMETRY).unwrap();
+        let open = || Segment::open(file.as_fd(), GEOMETRY).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut worker = ShmLink::new(open(), theirs.into(), Side::Worker);
+        let mut lane = Lane::new(Box::new(ShmLink::new(open(), ours.into(), Side::Client)));
+        let prepared = lane.prepare(5, 64).unwrap();
+        lane.input(&prepared).copy_from_slice(b"input");
+        lane.post(&prepared, &CALL).unwrap();
+        let request = worker.poll().unwrap().unwrap();
+        let reply = request.reply.unwrap();
+        worker.outgoing(reply)[..5].copy_from_slice(b"reply");
+        let kind = Kind::Response;
+        let header = Header { kind, block: reply.index(), payload_len: 5, ..request.header };
+        worker.post(reply, &header).unwrap();
+        let answer = lane.poll().unwrap().unwrap();
+        (file, lane, worker, answer)
+    }
+
+    #[test]
+    fn a_reply_is_read_once() {
+        let (_file, mut lane, _worker, Answer { slot, arrival, .. }) = answered();
+        assert_eq!(lane.read(slot, &arrival, &mut <[u8]>::to_vec).unwrap(), b"reply");
+        assert_eq!(lane.outstanding().count(), 0);
+    }
+
+    #[test]
+    fn a_reply_that_was_taken_back_is_not_believed_and_its_input_is_still_there() {
+        let (file, mut lane, _worker, Answer { slot, arrival, .. }) = answered();
+        Segment::take_back(&file, GEOMETRY).unwrap();
+        assert_eq!(lane.read(slot, &arrival, &mut <[u8]>::to_vec), None);
+        assert_eq!(lane.outstanding().count(), 1, "it waits for its verdict");
+        assert_eq!(lane.sent_input(slot), b"input", "to be sent elsewhere");
+    }
+}
