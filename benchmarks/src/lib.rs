@@ -13,6 +13,7 @@
 
 pub mod arguments;
 pub mod caller;
+pub mod echo;
 pub mod figure;
 pub mod goal;
 pub mod hook;

@@ -1,26 +1,17 @@
 //! The benchmarks: one program a question, and a report over all that were ever asked.
 
+#[path = "../../benchmarks/src/report/questions.rs"]
+mod questions;
+
 use std::process::Command;
 
 use anyhow::bail;
 
+use self::questions::QUESTIONS;
 use crate::{
     run::{cargo, root, run, target_dir},
     setup::{packages, tools},
 };
-
-/// In the order in which they are run. Each is a program `bench-<name>`.
-const QUESTIONS: [&str; 9] = [
-    "hot_call",
-    "warm_call",
-    "throughput",
-    "bandwidth",
-    "cold_start",
-    "vacate",
-    "hook_idle",
-    "endurance",
-    "instructions",
-];
 
 /// Builds everything in release, asks the questions, which use the programs of that same build, and reports.
 pub(crate) fn bench(questions: &[String], quick: bool, calls: Option<u64>) -> anyhow::Result<()> {

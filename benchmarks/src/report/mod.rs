@@ -3,26 +3,15 @@
 
 mod page;
 mod plot;
+mod questions;
 mod table;
 
 use std::{fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 
+use self::questions::QUESTIONS;
 use crate::{figure::Figure, outcome::Outcome};
-
-/// The questions, in the order in which they are reported.
-pub const QUESTIONS: [&str; 9] = [
-    "hot_call",
-    "warm_call",
-    "throughput",
-    "bandwidth",
-    "cold_start",
-    "vacate",
-    "hook_idle",
-    "endurance",
-    "instructions",
-];
 
 /// Reports what lies in `directory`; into the book's page too, if one is given.
 pub fn write(directory: &Path, book: Option<&Path>) -> Result<()> {
