@@ -91,6 +91,7 @@ pub(crate) fn interrupted_deaths() {
             workers.iter().for_each(|worker| drop(worker.ask("spin")));
             let answer = hook(&bench, HookKind::Prolog, round as u32);
             let answered_us = answer.steps_us[3];
+            assert_eq!(answer.leases, 4, "{round}: {answer:?}");
             assert!(answered_us < BOUND_MS * 1000, "{round}: the hook gave up after {BOUND_MS} ms");
             hook(&bench, HookKind::Epilog, round as u32);
             // The dying may have to wait for the monitor, which is the hook's to see to: the keeper must not.
