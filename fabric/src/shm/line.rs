@@ -15,6 +15,8 @@ use gleaner_proto::header::HEADER_LEN;
 const WORDS: usize = HEADER_LEN / 4;
 /// The word that is the message's number.
 const NUMBER: usize = WORDS - 2;
+/// The word that names the block.
+const BLOCK: usize = 9;
 
 /// A header's place in a ring.
 #[derive(Debug)]
@@ -26,6 +28,12 @@ impl Line {
     #[inline]
     pub(crate) fn holds(&self, sequence: u32) -> bool {
         u32::from_le(self.0[NUMBER].load(Ordering::Acquire)) == sequence
+    }
+
+    /// The block that is named here, of whichever message.
+    #[inline]
+    pub(crate) fn block(&self) -> u32 {
+        u32::from_le(self.0[BLOCK].load(Ordering::Relaxed))
     }
 
     /// Copies the message that lies here, each byte read once: as it was posted, less its number.

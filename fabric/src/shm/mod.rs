@@ -91,17 +91,18 @@ impl ShmLink {
 
     /// Takes the message with this number, which is here. Apart from `poll`, so that an empty poll is a few instructions.
     #[inline(never)]
-    fn take(&mut self, sequence: u32) -> Result<Arrival, LinkError> {
+    fn take(&mut self, sequence: u32) -> Result<Option<Arrival>, LinkError> {
         let snapshot = self.segment.line(self.inbound, sequence).snapshot();
         self.polled = sequence;
         self.segment.taken(self.inbound).store(sequence, Ordering::Release);
         if self.asked {
             self.withdraw();
         }
+        self.segment.prefetch_payload_of(self.inbound, sequence.wrapping_add(1));
         let arrival = check::arrival(self.segment.geometry(), self.side, &snapshot)?;
         let small = arrival.block.capacity as usize <= BLOCK_ALIGN;
         self.expected = small.then_some(arrival.block.payload_offset() as usize);
-        Ok(arrival)
+        Ok(Some(arrival))
     }
 
     /// After many empty polls, or when the peer is known to be gone: asks the socket.
@@ -216,7 +217,7 @@ impl Link for ShmLink {
     fn poll(&mut self) -> Result<Option<Arrival>, LinkError> {
         let next = self.polled.wrapping_add(1);
         if self.segment.line(self.inbound, next).holds(next) {
-            return self.take(next).map(Some);
+            return self.take(next);
         }
         // The payload is written before the line: so it is on its way while we still wait for the line.
         if let Some(at) = self.expected {
