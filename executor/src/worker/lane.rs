@@ -163,12 +163,10 @@ impl Lane {
                 }
                 Mail::Add { session, hot, link } => {
                     self.links.push(Served { session, hot, link });
-                    self.meter.resume();
                 }
                 Mail::SetHot { session, hot } => {
                     let own = self.links.iter_mut().filter(|served| served.session == session);
                     own.for_each(|served| served.hot = hot);
-                    self.meter.resume();
                 }
                 Mail::Drop { session } => {
                     while let Some(index) =
