@@ -231,11 +231,10 @@ fn unpack(packed: &Path, kernel: &Path) -> Result<(), GuestError> {
         let mut unpack = Command::new(command[0]);
         unpack.args(&command[1..]).stdin(input).stderr(Stdio::null());
         // What follows the kernel is none, and complained of: its first bytes tell whether it was unpacked.
-        unpack.stdout(File::create(kernel).map_err(named())?).status().map_err(named())?;
+        let ran = unpack.stdout(File::create(kernel).map_err(named())?).status();
         let mut magic = [0; 4];
-        if File::open(kernel).and_then(|mut file| file.read_exact(&mut magic)).is_ok()
-            && magic == *b"\x7fELF"
-        {
+        let read = File::open(kernel).and_then(|mut file| file.read_exact(&mut magic));
+        if ran.is_ok() && read.is_ok() && magic == *b"\x7fELF" {
             return Ok(());
         }
     }
