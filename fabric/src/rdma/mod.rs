@@ -11,6 +11,8 @@ mod completions;
 mod device;
 mod error;
 mod ffi;
+#[cfg(test)]
+mod guest;
 mod library;
 mod memory;
 mod pair;
