@@ -12,6 +12,7 @@ mod device;
 mod error;
 mod ffi;
 mod library;
+mod link;
 mod memory;
 mod pair;
 #[cfg(test)]
@@ -20,6 +21,7 @@ mod tests;
 pub use completions::{Completion, CompletionQueue};
 pub use device::{Device, DeviceFault, Gid, Limits, Port, devices};
 pub use error::{RdmaError, Remedy, WorkStatus};
+pub use link::{RdmaLink, Unconnected};
 pub use memory::{Access, ProtectionDomain, Registered};
 pub use pair::{
     Depth, Init, QueuePair, ReadyToReceive, ReadyToSend, Receives, Reset, Target, Timers, Write,
