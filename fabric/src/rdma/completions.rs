@@ -122,18 +122,18 @@ impl CompletionQueue {
         })
     }
 
-    /// Takes the events that are there off the channel.
-    pub fn take_events(&mut self) {
-        let Some(channel) = self.queue.channel else { return };
+    /// Takes an event off the channel, if one is there. Each request brings one at most.
+    pub fn take_event(&mut self) -> bool {
+        let Some(channel) = self.queue.channel else { return false };
         let (mut queue, mut context) = (ptr::null_mut(), ptr::null_mut());
         let verbs = self.queue.device.verbs;
         // SAFETY: the channel is live and does not block, and both places outlive the call.
-        while unsafe { (verbs.get_cq_event)(channel.as_ptr(), &mut queue, &mut context) } == 0 {
-            self.unacknowledged += 1;
-        }
+        let took = unsafe { (verbs.get_cq_event)(channel.as_ptr(), &mut queue, &mut context) } == 0;
+        self.unacknowledged += u32::from(took);
         if self.unacknowledged >= ACKNOWLEDGE {
             self.acknowledge();
         }
+        took
     }
 
     fn acknowledge(&mut self) {

@@ -4,6 +4,8 @@
 
 use std::{ptr::NonNull, sync::Arc};
 
+use gleaner_proto::header::HEADER_LEN;
+
 use super::{
     device::{Device, Opened},
     error::RdmaError,
@@ -97,6 +99,14 @@ impl Registered {
     /// Its bytes, to write to.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         self.region.bytes_mut()
+    }
+
+    /// One read of a header that the peer may write to meanwhile.
+    #[inline]
+    pub fn snapshot(&self, offset: usize) -> [u8; HEADER_LEN] {
+        let header = &self.bytes()[offset..offset + HEADER_LEN];
+        // SAFETY: the bytes lie inside the region, and every value of them is one.
+        unsafe { header.as_ptr().cast::<[u8; HEADER_LEN]>().read_volatile() }
     }
 
     /// Where it lies: what a peer writes to is told as this address and more.

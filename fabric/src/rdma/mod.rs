@@ -14,6 +14,7 @@ mod ffi;
 #[cfg(test)]
 mod guest;
 mod library;
+mod link;
 mod memory;
 mod pair;
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod tests;
 pub use completions::{Completion, CompletionQueue};
 pub use device::{Device, DeviceFault, Gid, Limits, Port, devices};
 pub use error::{RdmaError, Remedy, WorkStatus};
+pub use link::{RdmaLink, Unconnected};
 pub use memory::{Access, ProtectionDomain, Registered};
 pub use pair::{
     Depth, Init, QueuePair, ReadyToReceive, ReadyToSend, Receives, Reset, Target, Timers, Write,

@@ -73,7 +73,7 @@ pub struct Depth {
 pub struct Timers {
     /// Waits 4.096 µs × 2^n for an answer; 0: for ever.
     pub timeout: u8,
-    /// Repeats after that, at most 7.
+    /// Repeats after that, at most 7; Soft-RoCE takes 7 for ever.
     pub retries: u8,
     /// Code of the pause that a peer makes which found no receive here.
     pub no_receive_pause: u8,
@@ -82,9 +82,9 @@ pub struct Timers {
 }
 
 impl Default for Timers {
-    /// Some 67 ms eight times over; a pause of 10 µs, as often as it takes: a full window is no fault.
+    /// Some 67 ms seven times over; a pause of 10 µs, as often as it takes: a full window is no fault.
     fn default() -> Self {
-        Self { timeout: 14, retries: 7, no_receive_pause: 1, no_receive_retries: 7 }
+        Self { timeout: 14, retries: 6, no_receive_pause: 1, no_receive_retries: 7 }
     }
 }
 

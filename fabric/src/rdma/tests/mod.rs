@@ -1,6 +1,8 @@
 //! Real verbs: these need a device, as the RDMA run's virtual machine has one, and are ignored elsewhere.
 #![allow(clippy::unwrap_used)]
 
+mod link;
+
 use std::time::{Duration, Instant};
 
 use gleaner_proto::endpoint::Endpoint;
