@@ -152,12 +152,36 @@ pub enum AttachError {
         /// Why.
         source: gleaner_fabric::shm::SegmentError,
     },
+    /// No RDMA between this node and that one.
+    #[error("node {node}: {source}")]
+    Rdma {
+        /// The node.
+        node: String,
+        /// Why.
+        source: gleaner_fabric::rdma::RdmaError,
+    },
+    /// The executor there serves nobody by RDMA.
+    #[error(
+        "node {node} serves no calls by RDMA: set executor.rdma = true there (`gleaner nodes` says what it lacks), or do not \
+         force the transport"
+    )]
+    NoRdmaThere {
+        /// The node.
+        node: String,
+    },
 }
 
 impl AttachError {
     /// Whether another transport to the same executor may do better.
     pub(crate) fn is_of_the_way(&self) -> bool {
-        matches!(self, Self::Io { .. } | Self::Impostor { .. } | Self::Memory { .. })
+        matches!(
+            self,
+            Self::Io { .. }
+                | Self::Impostor { .. }
+                | Self::Memory { .. }
+                | Self::Rdma { .. }
+                | Self::NoRdmaThere { .. }
+        )
     }
 }
 

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use super::{
     admission::Waiter,
+    connection::Carrier,
     functions::Functions,
     tune::{
         CANCEL_GRACE_MAX, CANCEL_LOOK, CANCELS_MAX, SESSION_QUEUE_MAX, SESSION_SLOTS_MAX,
@@ -191,6 +192,7 @@ impl Lease {
             grant_epoch: self.claims.epoch.0,
             safe_for_ms: 0,
             hot_timeout_ns: nanos(hot),
+            rdma_addresses: Vec::new(),
         };
         Ok((attached, messages))
     }
@@ -218,7 +220,7 @@ impl Lease {
         id: u64,
         lane: u32,
         socket: &OwnedFd,
-        segment: Option<OwnedFd>,
+        carrier: Carrier,
     ) -> Result<(), IpcError> {
         let Some(session) = self.sessions.get(&id) else {
             return Ok(());
@@ -226,9 +228,13 @@ impl Lease {
         let Session { index, geometry, hot, .. } = *session;
         let (lane, hot_ns) = (lane as u16, nanos(hot));
         let record = ToWorker::AddLink { session: index, lane, geometry, hot_ns };
-        if let Some(file) = segment {
-            self.tell(&ToWorker::Segment, Some(&file))?;
-            self.segments.push(HeldSegment { session: index, geometry, file });
+        match carrier {
+            Carrier::Stream => {}
+            Carrier::Segment(file) => {
+                self.tell(&ToWorker::Segment, Some(&file))?;
+                self.segments.push(HeldSegment { session: index, geometry, file });
+            }
+            Carrier::Verbs(endpoint) => self.tell(&ToWorker::Verbs(*endpoint), None)?,
         }
         self.tell(&record, Some(socket))?;
         self.links[usize::from(index)] += 1;

@@ -240,6 +240,9 @@ fn programs(
     words.extend(["--node".into(), arguments.node.as_str().into()]);
     let mut worker = words[..1].to_vec();
     worker.push("worker".into());
+    if let Some(settings) = crate::rdma::settings(&arguments.config) {
+        worker.extend(["--rdma".into(), settings.to_string().into()]);
+    }
     words.extend(["agent".into(), "--run-dir".into(), run_dir.into()]);
     words.extend(["--cores".into(), offer.cores.to_string().into()]);
     words.extend(["--memory".into(), offer.memory_bytes.to_string().into()]);
