@@ -1,7 +1,7 @@
 # One verb a job; each only calls xtask, so that it is the same by hand and in CI.
 XTASK := cargo run --quiet --package xtask --
 
-.PHONY: help setup test lint fmt sim bench demo man
+.PHONY: help setup test test-rdma lint fmt sim bench demo man
 
 help:    ## list the verbs
 	@$(XTASK) --help
@@ -11,6 +11,9 @@ setup:   ## install what is missing: Debian packages, cargo-deny
 
 test:    ## setup, build, lint, every test: what CI runs
 	@$(XTASK) test
+
+test-rdma: ## the tests in virtual machines alone: RDMA verbs (Soft-RoCE), cgroup v2
+	@$(XTASK) test-rdma
 
 lint:    ## rustfmt, clippy with warnings denied, cargo-deny
 	@$(XTASK) lint

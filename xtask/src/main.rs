@@ -7,6 +7,7 @@
 
 mod bench;
 mod book;
+mod guest;
 mod run;
 mod setup;
 mod verbs;
@@ -27,6 +28,14 @@ enum Verb {
     Setup,
     /// Set up, build, lint and run every test: what CI runs
     Test,
+    /// Run the tests that need a virtual machine: RDMA verbs (Soft-RoCE), cgroup v2 alone
+    TestRdma,
+    /// Run a command in such a machine, which sees the host's files: `cargo xtask rdma --network pair -- ibv_devinfo`
+    Rdma {
+        /// Arguments of gleaner-guest; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Check formatting, clippy with warnings denied, cargo-deny
     Lint,
     /// Format all code
@@ -65,6 +74,8 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().verb {
         Verb::Setup => setup::setup(),
         Verb::Test => verbs::test(),
+        Verb::TestRdma => guest::test(),
+        Verb::Rdma { arguments } => guest::rdma(&arguments),
         Verb::Lint => verbs::lint(),
         Verb::Fmt => verbs::fmt(),
         Verb::Sim { seeds, seed } => verbs::sim(seeds, seed),

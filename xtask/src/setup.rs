@@ -1,4 +1,4 @@
-//! What the tests and the demo need beyond Rust: a real Slurm and munge, a C compiler, cargo-deny.
+//! What the tests and the demo need beyond Rust: a real Slurm and munge, a C compiler, virtual machines, cargo-deny.
 //!
 //! Installs what is missing on Debian, as root or by sudo without a password; elsewhere one line says what to install.
 
@@ -14,7 +14,7 @@ struct Package {
     program: Option<&'static str>,
 }
 
-const PACKAGES: [Package; 7] = [
+const PACKAGES: [Package; 15] = [
     Package { name: "slurmctld", program: Some("slurmctld") },
     Package { name: "slurmd", program: Some("slurmd") },
     Package { name: "slurm-client", program: Some("scontrol") },
@@ -22,6 +22,15 @@ const PACKAGES: [Package; 7] = [
     Package { name: "munge", program: Some("munged") },
     Package { name: "libmunge2", program: None },
     Package { name: "gcc", program: Some("cc") },
+    // For the tests' virtual machines with RDMA verbs.
+    Package { name: "qemu-system-x86", program: Some("qemu-system-x86_64") },
+    Package { name: "busybox-static", program: Some("busybox") },
+    Package { name: "kmod", program: Some("modprobe") },
+    Package { name: "xz-utils", program: Some("xz") },
+    Package { name: "iproute2", program: Some("rdma") },
+    Package { name: "procps", program: Some("sysctl") },
+    Package { name: "ibverbs-providers", program: None },
+    Package { name: "ibverbs-utils", program: Some("ibv_devinfo") },
 ];
 
 /// Independent tools that the benchmarks' baselines are held against, and the counter of instructions.

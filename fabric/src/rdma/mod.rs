@@ -13,6 +13,8 @@ mod completions;
 mod device;
 mod error;
 mod ffi;
+#[cfg(test)]
+mod guest;
 mod library;
 mod link;
 mod memory;
