@@ -178,7 +178,10 @@ impl<'a> Dialler<'a> {
             Carrier::Verbs(way) => {
                 let ours = way.prepare(geometry).map_err(self.no_rdma())?;
                 let endpoint = Bytes::copy_from_slice(&ours.endpoint().encode());
-                let (control, ready) = begin(endpoint)?;
+                let (control, ready) = begin(endpoint).map_err(|error| match error {
+                    AttachError::Refused { message } => self.no_rdma_there(&message),
+                    other => other,
+                })?;
                 Box::new(self.verbs(ours, control, &ready)?)
             }
         };
@@ -215,7 +218,9 @@ impl<'a> Dialler<'a> {
     /// From which of our addresses the executor's workers may be reached.
     fn way(&self, attached: &Attached) -> Result<Way, AttachError> {
         if attached.rdma_addresses.is_empty() {
-            return Err(AttachError::NoRdmaThere { node: self.lease.node.clone() });
+            let why = "executor.rdma is off there, or no port of its device is active (`gleaner nodes` says what a node \
+                       lacks); or do not force the transport";
+            return Err(self.no_rdma_there(why));
         }
         let adapter = verbs::adapter(&self.options.rdma).map_err(self.no_rdma())?;
         Way::new(adapter, &attached.rdma_addresses).map_err(self.no_rdma())
@@ -234,6 +239,10 @@ impl<'a> Dialler<'a> {
         // That both have a port says nothing of the way between: a first write does.
         link.probe(self.options.connect_timeout).map_err(self.no_rdma())?;
         Ok(link)
+    }
+
+    fn no_rdma_there(&self, why: &str) -> AttachError {
+        AttachError::NoRdmaThere { node: self.lease.node.clone(), why: why.to_owned() }
     }
 
     fn no_rdma(&self) -> impl Fn(RdmaError) -> AttachError {

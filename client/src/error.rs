@@ -160,14 +160,13 @@ pub enum AttachError {
         /// Why.
         source: gleaner_fabric::rdma::RdmaError,
     },
-    /// The executor there serves nobody by RDMA.
-    #[error(
-        "node {node} serves no calls by RDMA: set executor.rdma = true there (`gleaner nodes` says what it lacks), or do not \
-         force the transport"
-    )]
+    /// The executor there does not serve this client by RDMA.
+    #[error("node {node} serves no calls by RDMA: {why}")]
     NoRdmaThere {
         /// The node.
         node: String,
+        /// Why not.
+        why: String,
     },
 }
 

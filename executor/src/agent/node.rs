@@ -374,7 +374,17 @@ impl Node {
             FromWorker::FunctionFailed { function, message } => {
                 held.functions.failed(function, &message)
             }
-            FromWorker::LinkClosed { session, .. } => return held.link_closed(session),
+            FromWorker::LinkClosed { session, message, .. } => {
+                match held.link_closed(session, &message) {
+                    Ok(None) => {}
+                    Ok(Some(id)) => {
+                        held.evict_one(id, clock::now());
+                        self.sessions.remove(&id);
+                    }
+                    Err(error) => self.worker_lost(lease, &error.to_string()),
+                }
+                return;
+            }
         };
         answers.into_iter().for_each(|(session, answer)| self.answer(session, answer));
     }

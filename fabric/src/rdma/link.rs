@@ -341,10 +341,17 @@ impl RdmaLink {
             },
             other => other,
         };
-        match self.look() {
+        let error = match self.look() {
             Err(error) => error,
             Ok(()) => LinkError::QueuePair(first),
-        }
+        };
+        self.tell_peer();
+        error
+    }
+
+    /// Whatever broke here, the peer shall not wait for.
+    fn tell_peer(&self) {
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
     }
 
     /// Asks the device and the socket whether this link is of any use. Not on the hot path.
@@ -352,6 +359,7 @@ impl RdmaLink {
     fn look(&mut self) -> Result<(), LinkError> {
         self.idle_polls = 0;
         if let Some(fault) = self.parts.device.fault(self.parts.port.number) {
+            self.tell_peer();
             return Err(LinkError::Device(fault));
         }
         let mut unwanted = [0; 64];
@@ -490,6 +498,6 @@ impl Drop for RdmaLink {
             let _ = self.flush(PARTING);
         }
         self.pair.fail();
-        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+        self.tell_peer();
     }
 }
