@@ -47,6 +47,9 @@ use crate::{
     },
 };
 
+/// What an end is of its device's objects: a protection domain, two completion queues, two registrations, a queue pair.
+pub const OBJECTS_PER_LINK: u32 = 6;
+
 /// An end that waits to hear where its peer is.
 #[derive(Debug)]
 pub struct Unconnected {

@@ -26,7 +26,7 @@ pub use adapter::{Adapter, Settings};
 pub use completions::{Completion, CompletionQueue};
 pub use device::{Device, DeviceFault, Gid, Limits, Port, devices};
 pub use error::{RdmaError, Remedy, WorkStatus};
-pub use link::{RdmaLink, Unconnected};
+pub use link::{OBJECTS_PER_LINK, RdmaLink, Unconnected};
 pub use memory::{Access, ProtectionDomain, Registered};
 pub use pair::{
     Depth, Init, QueuePair, ReadyToReceive, ReadyToSend, Receives, Reset, Target, Timers, Write,

@@ -13,9 +13,14 @@ use crate::{
 const SMALL: Geometry = Geometry { window: 4, slot_bytes: 512, arena_bytes: 64 << 10 };
 
 fn ends(geometry: Geometry) -> (RdmaLink, RdmaLink) {
-    let adapter = Adapter::open(&Settings::default()).unwrap();
-    let end = || adapter.prepare(adapter.port.gids[0], geometry).unwrap();
-    let (client, worker) = (end(), end());
+    let names = devices().unwrap();
+    let end = |name: Option<&String>| {
+        let settings = Settings { device: name.cloned(), ..Settings::default() };
+        let adapter = Adapter::open(&settings).unwrap();
+        adapter.prepare(adapter.port.gids[0], geometry).unwrap()
+    };
+    // Two devices where there are two: then packets cross what lies between.
+    let (client, worker) = (end(names.first()), end(names.last()));
     let (at_client, at_worker) = (client.endpoint(), worker.endpoint());
     let (ours, theirs) = UnixStream::pair().unwrap();
     let worker = worker.connect(&at_client, Side::Worker, theirs.into()).unwrap();
