@@ -17,6 +17,7 @@ pub mod figure;
 pub mod goal;
 pub mod hook;
 pub mod latencies;
+pub mod link;
 pub mod machine;
 pub mod outcome;
 pub mod pidfd;
@@ -24,6 +25,7 @@ pub mod raw;
 pub mod reference;
 pub mod report;
 pub mod rounds;
+pub mod several;
 pub mod stage;
 pub mod transport;
 

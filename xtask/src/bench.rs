@@ -1,12 +1,12 @@
 //! The benchmarks: one program a question, and a report over all that were ever asked.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use anyhow::bail;
 
 use crate::{
     run::{cargo, root, run, target_dir},
-    setup::{packages, tools},
+    setup::{packages, rdma_tools, tools},
 };
 
 /// In the order in which they are run. Each is a program `bench-<name>`.
@@ -38,12 +38,57 @@ pub(crate) fn bench(questions: &[String], quick: bool, calls: Option<u64>) -> an
         }
         run(command)?;
     }
+    report(quick)
+}
+
+/// Over all results there are, into the book if they mean something.
+fn report(quick: bool) -> anyhow::Result<()> {
     let mut report = program("report");
-    report.args(["--directory", directory]);
+    report.args(["--directory", if quick { "target/bench/quick" } else { "target/bench" }]);
     if !quick {
         report.args(["--book", "docs/src/benchmarks.md"]);
     }
     run(report)
+}
+
+/// Asked where there is an RDMA device: on this machine, or else in a guest.
+const RDMA_QUESTION: &str = "rdma_call";
+
+/// The question on RDMA, and the report over all that were ever asked.
+pub(crate) fn bench_rdma(quick: bool) -> anyhow::Result<()> {
+    packages()?;
+    rdma_tools();
+    run(cargo(&["build", "--release", "--workspace", "--locked"]))?;
+    let directory = root().join(if quick { "target/bench/quick" } else { "target/bench" });
+    std::fs::create_dir_all(&directory)?;
+    let question = program(&RDMA_QUESTION.replace('_', "-"));
+    let has_device = std::fs::read_dir("/sys/class/infiniband")
+        .is_ok_and(|mut devices| devices.next().is_some());
+    if has_device {
+        let mut question = question;
+        question.arg("--directory").arg(&directory).args(quick.then_some("--quick"));
+        run(question)?;
+    } else {
+        run(in_guest(&question, &directory, quick))?;
+    }
+    report(quick)
+}
+
+/// The question in User-Mode Linux, or where that cannot be built, on the emulated machine.
+fn in_guest(question: &Command, directory: &Path, quick: bool) -> Command {
+    let guest = || Command::new(target_dir().join("release/gleaner-guest"));
+    let mut prepare = guest();
+    prepare.arg("--user-mode");
+    let mut command = guest();
+    match run(prepare) {
+        Ok(()) => drop(command.arg("--user-mode")),
+        Err(error) => eprintln!("on the emulated machine, which is slower: {error}"),
+    }
+    command.args(["--bound", "3600", "--share"]).arg(directory);
+    command.arg("--").arg(question.get_program());
+    command.args(["--directory", "/run/guest/share"]).args(quick.then_some("--quick"));
+    command.current_dir(root());
+    command
 }
 
 fn program(name: &str) -> Command {

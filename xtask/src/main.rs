@@ -60,6 +60,12 @@ enum Verb {
         #[arg(long)]
         calls: Option<u64>,
     },
+    /// Run the benchmark of RDMA: on this machine's device, or else in a virtual machine with Soft-RoCE
+    BenchRdma {
+        /// A few calls each: see bench
+        #[arg(long)]
+        quick: bool,
+    },
     /// The main job on a private Slurm; its figures go to target/demo/summary.json
     Demo {
         /// Arguments of the demo
@@ -80,6 +86,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Fmt => verbs::fmt(),
         Verb::Sim { seeds, seed } => verbs::sim(seeds, seed),
         Verb::Bench { questions, quick, calls } => bench::bench(&questions, quick, calls),
+        Verb::BenchRdma { quick } => bench::bench_rdma(quick),
         Verb::Demo { arguments } => verbs::demo(&arguments),
         Verb::Man => verbs::man(),
     }

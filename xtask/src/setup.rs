@@ -36,6 +36,8 @@ const PACKAGES: [Package; 15] = [
 /// Independent tools that the benchmarks' baselines are held against, and the counter of instructions.
 const TOOLS: [&str; 3] = ["sockperf", "mbw", "valgrind"];
 
+const RDMA_TOOLS: [&str; 6] = ["perftest", "valgrind", "flex", "bison", "bc", "make"];
+
 const INSTALL: &str = include_str!("install.sh");
 
 /// Installs what the programs need to run here, or says in one line what is missing.
@@ -49,10 +51,20 @@ pub(crate) fn packages() -> anyhow::Result<()> {
 /// Installs the tools that make the benchmarks' ratios count. Without them they are void, and said to be.
 pub(crate) fn tools() {
     let missing: Vec<_> = TOOLS.into_iter().filter(|tool| find(tool).is_none()).collect();
+    install_if_possible(&missing, "some ratios are void");
+}
+
+/// Installs the verbs' own benchmarks, and what a kernel that runs at full speed is built with.
+pub(crate) fn rdma_tools() {
+    let missing: Vec<_> = RDMA_TOOLS.into_iter().filter(|package| !is_installed(package)).collect();
+    install_if_possible(&missing, "there is less to measure by");
+}
+
+fn install_if_possible(missing: &[&str], without: &str) {
     if !missing.is_empty()
-        && let Err(error) = install(&missing)
+        && let Err(error) = install(missing)
     {
-        eprintln!("without {}, some ratios are void: {error}", missing.join(" "));
+        eprintln!("without {}, {without}: {error}", missing.join(" "));
     }
 }
 

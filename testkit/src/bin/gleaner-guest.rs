@@ -19,6 +19,9 @@ struct Arguments {
     /// A directory of the host to show, writable, at /run/guest/share
     #[arg(long)]
     share: Option<PathBuf>,
+    /// Run in User-Mode Linux, at the host's speed; its kernel is built first if need be, which takes minutes
+    #[arg(long)]
+    user_mode: bool,
     /// The command; none: only fetch and make what guests need
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
@@ -47,11 +50,15 @@ fn main() {
 
 fn run(arguments: &Arguments) -> Result<i32, guest::GuestError> {
     let Some((program, words)) = arguments.command.split_first() else {
-        return guest::prepare().map(|()| 0);
+        let prepare = if arguments.user_mode { guest::prepare_user_mode } else { guest::prepare };
+        return prepare().map(|()| 0);
     };
     let mut guest = Guest::new(arguments.network).bound(Duration::from_secs(arguments.bound));
     if let Some(directory) = &arguments.share {
         guest = guest.share(directory);
+    }
+    if arguments.user_mode {
+        guest = guest.user_mode();
     }
     guest.run_aloud(Command::new(program).args(words))
 }

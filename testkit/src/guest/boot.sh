@@ -1,6 +1,6 @@
-# The guest's process 1, after initramfs.sh: pure cgroup v2, the network that was asked for, then the command.
-# Sourced with: network, address (of this machine on the wire), modules (the kernel's, on the host), name,
-# share (set if there is one).
+# The guest's process 1, after initramfs.sh or user-mode-init.sh: pure cgroup v2, the network that was asked for, then the
+# command. Sourced with: network, address (of this machine on the wire), name, modules (the kernel's, on the host, if it has
+# any), share (how to mount it, if there is one).
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
 exec 2>/run/guest/boot.log
 mkdir -p /dev/pts /dev/shm /sys/fs/cgroup /run/lock /run/netns
@@ -12,10 +12,12 @@ ln -sf fd/0 /dev/stdin
 ln -sf fd/1 /dev/stdout
 ln -sf fd/2 /dev/stderr
 # Where the kernel's own requests for modules look.
-mkdir -p /lib/modules
-ln -sfn "$modules" "/lib/modules/$(uname -r)"
+if [ -n "$modules" ]; then
+    mkdir -p /lib/modules
+    ln -sfn "$modules" "/lib/modules/$(uname -r)"
+fi
 hostname "$name"
-[ -z "$share" ] || mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=none share /run/guest/share
+[ -z "$share" ] || mount $share /run/guest/share
 ip link set lo up
 ulimit -c 0
 
@@ -55,11 +57,17 @@ wire)
     ;;
 esac
 
+output=/dev/tty1
+if [ -d /sys/class/virtio-ports ]; then
+    output=/dev/$(ls /sys/class/virtio-ports | head -n 1)
+else
+    stty raw -F $output
+    dmesg -n 1
+fi
 {
     sh /run/guest/command </dev/null 2>&1
     echo $? >/run/guest/status
-} >"/dev/$(ls /sys/class/virtio-ports | head -n 1)"
-dmesg >/run/guest/dmesg
+} | cat >"$output"
 sync
 echo o >/proc/sysrq-trigger
 sleep 60

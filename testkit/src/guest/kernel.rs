@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use super::{GuestError, io_error};
+use super::{Guest, GuestError, io_error};
 use crate::process::{find, run_bounded};
 
 const INITRAMFS: &str = include_str!("initramfs.sh");
@@ -35,6 +35,52 @@ const MODULES: [&str; 12] = [
 /// How long fetching or unpacking may take.
 const STEP_BOUND: Duration = Duration::from_secs(300);
 
+pub(super) const QEMU: &str = "qemu-system-x86_64";
+const USER_MODE: &str = include_str!("user-mode.sh");
+/// How long building a kernel may take.
+const BUILD_BOUND: Duration = Duration::from_secs(1800);
+
+/// What a guest runs on.
+#[derive(Debug)]
+pub(super) enum Kernel {
+    /// Debian's kernel on an emulated machine.
+    Stock(Image),
+    /// A kernel that is a program.
+    UserMode(PathBuf),
+}
+
+impl Kernel {
+    /// The kernel that a guest asks for, made if need be.
+    pub(super) fn of(guest: &Guest) -> Result<Self, GuestError> {
+        if guest.user_mode {
+            return user_mode().map(Self::UserMode);
+        }
+        find(QEMU).ok_or(GuestError::Missing { program: QEMU })?;
+        image().map(Self::Stock)
+    }
+}
+
+/// Builds User-Mode Linux, unless that is done: some minutes, and 2 GB meanwhile.
+pub fn prepare_user_mode() -> Result<(), GuestError> {
+    user_mode().map(drop)
+}
+
+fn user_mode() -> Result<PathBuf, GuestError> {
+    for program in ["apt-get", "make", "gcc", "flex", "bison", "bc", "xz"] {
+        find(program).ok_or(GuestError::Missing { program })?;
+    }
+    let cache = cache();
+    let _lock = lock(&cache)?;
+    let directory = cache.join("user-mode");
+    let linux = directory.join("linux");
+    if !linux.is_file() {
+        let mut build = Command::new("sh");
+        build.args(["-c", USER_MODE, "user-mode.sh"]).arg(&directory);
+        run_within(&mut build, BUILD_BOUND)?;
+    }
+    Ok(linux)
+}
+
 /// What qemu starts, and where the guest finds the rest of the modules.
 #[derive(Debug)]
 pub(super) struct Image {
@@ -56,11 +102,17 @@ pub(super) fn cache() -> PathBuf {
     target.join("guest")
 }
 
-pub(super) fn image() -> Result<Image, GuestError> {
-    let cache = cache();
-    fs::create_dir_all(&cache).map_err(io_error(format!("make {}", cache.display())))?;
+/// Makes the cache's directory; whoever holds the lock may fill it.
+fn lock(cache: &Path) -> Result<File, GuestError> {
+    fs::create_dir_all(cache).map_err(io_error(format!("make {}", cache.display())))?;
     let lock = File::create(cache.join("lock")).map_err(io_error("make the cache's lock"))?;
     lock.lock().map_err(io_error("wait for the cache's lock"))?;
+    Ok(lock)
+}
+
+fn image() -> Result<Image, GuestError> {
+    let cache = cache();
+    let _lock = lock(&cache)?;
     let ready = cache.join("ready");
     let made = fs::read_to_string(&ready).unwrap_or_default();
     let release = match made.split_once('\n') {
@@ -243,7 +295,11 @@ fn unpack(packed: &Path, kernel: &Path) -> Result<(), GuestError> {
 
 /// Runs a command to its end and returns what it wrote.
 fn run(command: &mut Command) -> Result<String, GuestError> {
-    let output = run_bounded(&mut *command, STEP_BOUND);
+    run_within(command, STEP_BOUND)
+}
+
+fn run_within(command: &mut Command, bound: Duration) -> Result<String, GuestError> {
+    let output = run_bounded(&mut *command, bound);
     let output = output.map_err(io_error(format!("run {command:?}")))?;
     if !output.status.success() {
         let complaint = String::from_utf8_lossy(&output.stderr);

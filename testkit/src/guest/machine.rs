@@ -1,10 +1,11 @@
-//! One guest's life: its run directory, qemu's command line, the wait for its end.
+//! One guest's life: its run directory, its machine's command line, the wait for its end.
 //!
 //! Ends with its owner in every way: dropped, killed by the kernel when we die, and swept by the warden.
 
 use std::{
     fs::{self, File},
     io::{self, Seek, SeekFrom},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -14,16 +15,14 @@ use tempfile::TempDir;
 
 use super::{
     Ended, Guest, GuestError, INSIDE, io_error,
-    kernel::{Image, image},
+    kernel::{Image, Kernel},
 };
-use crate::{
-    poll_until,
-    process::{Daemon, find},
-    warden::Warden,
-};
+use crate::{poll_until, process::Daemon, warden::Warden};
 
-const QEMU: &str = "qemu-system-x86_64";
 const BOOT: &str = include_str!("boot.sh");
+const USER_MODE_INIT: &str = include_str!("user-mode-init.sh");
+/// How the emulated machine's share is mounted.
+const MOUNT_SHARE: &str = "-t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=none share";
 /// Fast to boot on an emulated CPU, and silent but for errors.
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 nokaslr mitigations=off nopti tsc=reliable \
      no_timer_check random.trust_cpu=on audit=0 apparmor=0";
@@ -53,7 +52,7 @@ impl Wire {
 
 /// A guest that runs its command. Dropped: it is ended, and its directory is removed.
 pub struct Running {
-    qemu: Daemon,
+    machine: Daemon,
     directory: TempDir,
     bound: Duration,
     aloud: bool,
@@ -81,23 +80,31 @@ impl Running {
         wire: Option<WireEnd>,
         aloud: bool,
     ) -> Result<Self, GuestError> {
-        find(QEMU).ok_or(GuestError::Missing { program: QEMU })?;
-        let image = image()?;
+        let kernel = Kernel::of(guest)?;
         let directory = tempfile::tempdir().map_err(io_error("make the run directory"))?;
         let warden = Warden::over(directory.path()).map_err(io_error("start the warden"))?;
         let write = |name: &str, text: String| {
             fs::write(directory.path().join(name), text).map_err(io_error(format!("write {name}")))
         };
-        write("boot", boot_script(guest, &image, wire.as_ref()))?;
+        write("boot", boot_script(guest, &kernel, wire.as_ref()))?;
         write("command", script(guest, command))?;
         fs::create_dir(directory.path().join("share")).map_err(io_error("make the share"))?;
         let file = |name: &str| {
             File::create(directory.path().join(name)).map_err(io_error(format!("make {name}")))
         };
-        let mut qemu = qemu(guest, &image, directory.path(), wire.as_ref());
-        qemu.stdout(file("output")?).stderr(file("qemu.log")?);
-        let qemu = Daemon::start("qemu", qemu, None).map_err(io_error(format!("start {QEMU}")))?;
-        Ok(Self { qemu, directory, bound: guest.bound, aloud, _warden: warden })
+        let mut machine = match &kernel {
+            Kernel::Stock(image) => qemu(guest, image, directory.path(), wire.as_ref()),
+            Kernel::UserMode(linux) => {
+                write("cpuinfo", fs::read_to_string("/proc/cpuinfo").unwrap_or_default())?;
+                let run = quoted(&directory.path().to_string_lossy());
+                write("init", USER_MODE_INIT.replacen('\n', &format!("\nrun={run}\n"), 1))?;
+                user_mode(guest, linux, directory.path())?
+            }
+        };
+        machine.stdout(file("output")?).stderr(file("machine.log")?);
+        let machine =
+            Daemon::start("guest", machine, None).map_err(io_error("start the machine"))?;
+        Ok(Self { machine, directory, bound: guest.bound, aloud, _warden: warden })
     }
 
     /// Waits for the command's end and the guest's, which is ended when its bound is over.
@@ -105,7 +112,7 @@ impl Running {
         let mut said = 0;
         let mut status = None;
         poll_until(self.bound, || {
-            status = self.qemu.wait(Duration::ZERO);
+            status = self.machine.wait(Duration::ZERO);
             said += if self.aloud { self.say(said) } else { 0 };
             status.is_some()
         });
@@ -140,16 +147,22 @@ impl Running {
             let from = bytes.len().saturating_sub(LOG_TAIL_BYTES);
             format!("-- {name}\n{}\n", String::from_utf8_lossy(&bytes[from..]).trim_end())
         };
-        ["output", "console", "boot.log", "qemu.log"].map(tail).concat()
+        ["output", "console", "boot.log", "machine.log"].map(tail).concat()
     }
 }
 
 /// boot.sh with its variables.
-fn boot_script(guest: &Guest, image: &Image, wire: Option<&WireEnd>) -> String {
+fn boot_script(guest: &Guest, kernel: &Kernel, wire: Option<&WireEnd>) -> String {
     let number = wire.map_or(1, |wire| wire.number);
-    let modules = quoted(&image.modules.to_string_lossy());
     let network = guest.network.name();
-    let share = if guest.share.is_some() { "yes" } else { "" };
+    let (modules, share) = match kernel {
+        Kernel::Stock(image) => (shown(&image.modules), MOUNT_SHARE.to_owned()),
+        Kernel::UserMode(_) => {
+            let share = guest.share.as_deref().unwrap_or(Path::new("/"));
+            (String::new(), format!("-t hostfs -o {} none", share.display()))
+        }
+    };
+    let share = quoted(if guest.share.is_some() { &share } else { "" });
     format!(
         "network={network} name=guest{number} address=10.97.0.{number} modules={modules} share={share}\n{BOOT}"
     )
@@ -178,10 +191,23 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
+/// User-Mode Linux: a kernel that is a program. Its memory is a file, best kept in memory itself.
+fn user_mode(guest: &Guest, linux: &Path, directory: &Path) -> Result<Command, GuestError> {
+    let init = directory.join("init");
+    let executable = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(&init, executable).map_err(io_error("make init executable"))?;
+    let mut command = Command::new(linux);
+    command.args(["rootfstype=hostfs", "rootflags=/", "ro", "quiet", "loglevel=3", "seccomp=on"]);
+    command.args(["con=null", "con0=null,fd:2", "con1=null,fd:1", "ssl=null"]);
+    command.arg(format!("mem={}M", guest.memory_mib)).arg(format!("ncpus={}", guest.cpus));
+    command.arg(format!("init={}", init.display())).env("TMPDIR", "/dev/shm");
+    Ok(command)
+}
+
 /// The machine: an emulated CPU, since a kernel that runs anywhere asks nothing of the host's.
 fn qemu(guest: &Guest, image: &Image, directory: &Path, wire: Option<&WireEnd>) -> Command {
     let shown = directory.display();
-    let mut qemu = Command::new(QEMU);
+    let mut qemu = Command::new(super::kernel::QEMU);
     qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-M", "q35"]);
     qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     qemu.args(["-smp", &guest.cpus.to_string(), "-m", &guest.memory_mib.to_string()]);

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! For tests that need a verbs device or a machine of their own (pure cgroup v2), on hosts that have neither. User code runs
-//! many times slower than on the host: nothing here measures time. What is written outside [`SHARED`] is lost; that
+//! many times slower than on the host: nothing here measures time. Benchmarks run in User-Mode Linux ([`Guest::user_mode`]). What is written outside [`SHARED`] is lost; that
 //! directory is the host's [`Guest::share`].
 
 mod kernel;
@@ -14,7 +14,7 @@ mod machine;
 
 use std::{io, path::PathBuf, process::Command, time::Duration};
 
-pub use kernel::prepare;
+pub use kernel::{prepare, prepare_user_mode};
 pub use machine::Running;
 
 /// Where the guest has the directory that it shares with the host.
@@ -135,12 +135,20 @@ pub struct Guest {
     memory_mib: u32,
     bound: Duration,
     share: Option<PathBuf>,
+    user_mode: bool,
 }
 
 impl Guest {
     /// Two CPUs and 2 GiB, for two minutes at most.
     pub fn new(network: Network) -> Self {
-        Self { network, cpus: 2, memory_mib: 2048, bound: Duration::from_secs(120), share: None }
+        let bound = Duration::from_secs(120);
+        Self { network, cpus: 2, memory_mib: 2048, bound, share: None, user_mode: false }
+    }
+
+    /// Runs in User-Mode Linux: user code as fast as on the host, and a kernel that has to be built once. It knows no wire.
+    pub fn user_mode(mut self) -> Self {
+        self.user_mode = true;
+        self
     }
 
     /// Ends it after this long, boot included.
