@@ -54,6 +54,7 @@ mod request;
 mod session;
 mod spin;
 mod tune;
+mod verbs;
 mod waiting;
 
 pub use awaiting::CallFuture;

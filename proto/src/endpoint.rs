@@ -14,6 +14,9 @@ use crate::header::Immediate;
 /// Bytes of an endpoint.
 pub const ENDPOINT_LEN: usize = 56;
 
+/// Bytes of an address alone.
+pub const ADDRESS_LEN: usize = 20;
+
 /// The format of these bytes.
 const VERSION: u8 = 1;
 /// Numbers of queue pairs and of packets have 24 bits.
@@ -99,6 +102,12 @@ impl Mtu {
         all.into_iter().find(|mtu| *mtu as u8 == code)
     }
 
+    /// The largest that is no larger than so many bytes, and at least 256.
+    pub fn within(bytes: u32) -> Self {
+        let all = [Self::B4096, Self::B2048, Self::B1024, Self::B512];
+        all.into_iter().find(|mtu| mtu.bytes() <= bytes).unwrap_or(Self::B256)
+    }
+
     /// In bytes.
     pub fn bytes(self) -> u32 {
         128 << self as u32
@@ -106,6 +115,25 @@ impl Mtu {
 }
 
 impl Address {
+    /// Its bytes, little-endian.
+    pub fn encode(&self) -> [u8; ADDRESS_LEN] {
+        let mut out = [0; ADDRESS_LEN];
+        out[0] = self.kind as u8;
+        out[2..4].copy_from_slice(&self.lid.to_le_bytes());
+        out[4..].copy_from_slice(&self.gid);
+        out
+    }
+
+    /// Reads what a peer sent.
+    pub fn decode(bytes: &[u8]) -> Result<Self, BadEndpoint> {
+        let bytes: &[u8; ADDRESS_LEN] =
+            bytes.try_into().map_err(|_| BadEndpoint("it has another length"))?;
+        let mut gid = [0; 16];
+        gid.copy_from_slice(&bytes[4..]);
+        let kind = GidKind::from_code(bytes[0]).ok_or(BadEndpoint("its kind is unknown"))?;
+        Ok(Self { kind, gid, lid: u16::from_le_bytes([bytes[2], bytes[3]]) })
+    }
+
     fn is_ipv4(&self) -> bool {
         self.gid[..12] == IPV4_MAPPED
     }
@@ -266,8 +294,12 @@ mod tests {
             }
         }
         assert!(v4.rank() > v6.rank() && v6.rank() > local.rank() && local.rank() > old.rank());
+        assert_eq!(Mtu::within(4096), Mtu::B4096);
+        assert_eq!((Mtu::within(1500), Mtu::within(0)), (Mtu::B1024, Mtu::B256));
         assert!(v4.needs_route(&v4) && !infiniband.needs_route(&infiniband));
         assert_eq!(v4.to_string(), "RoCE v2 10.99.0.1");
+        assert!(all.iter().all(|address| Address::decode(&address.encode()) == Ok(*address)));
+        assert!(Address::decode(&[9; 20]).is_err() && Address::decode(&[1; 19]).is_err());
     }
 
     proptest! {

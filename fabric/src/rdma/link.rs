@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 use std::{
+    io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
@@ -29,6 +30,7 @@ use nix::{
 };
 
 use super::{
+    adapter::Adapter,
     completions::{Completion, CompletionQueue},
     device::{Device, Gid, Port},
     error::{RdmaError, WorkStatus},
@@ -45,6 +47,9 @@ use crate::{
     },
 };
 
+/// What an end is of its device's objects: a protection domain, two completion queues, two registrations, a queue pair.
+pub const OBJECTS_PER_LINK: u32 = 6;
+
 /// An end that waits to hear where its peer is.
 #[derive(Debug)]
 pub struct Unconnected {
@@ -52,6 +57,7 @@ pub struct Unconnected {
     parts: Parts,
     gid: Gid,
     first_packet: u32,
+    timers: Timers,
 }
 
 /// What an end is made of beside its queue pair.
@@ -96,13 +102,9 @@ pub struct RdmaLink {
 }
 
 impl Unconnected {
-    /// Pins both regions and makes a queue pair on this port. The caller pays for the pages.
-    pub fn new(
-        device: &Device,
-        port: &Port,
-        gid: Gid,
-        geometry: Geometry,
-    ) -> Result<Self, RdmaError> {
+    /// Pins both regions and makes a queue pair. The caller pays for the pages.
+    pub(super) fn new(adapter: &Adapter, gid: Gid, geometry: Geometry) -> Result<Self, RdmaError> {
+        let Adapter { device, port, .. } = adapter;
         let depth = depth(geometry, device.limits()?.queue_max);
         let domain = ProtectionDomain::new(device)?;
         let sends = CompletionQueue::new(device, depth.sends, false)?;
@@ -126,7 +128,8 @@ impl Unconnected {
             geometry,
             depth,
         };
-        Ok(Self { pair, parts, gid, first_packet: u32::from_le_bytes(first_packet) })
+        let first_packet = u32::from_le_bytes(first_packet);
+        Ok(Self { pair, parts, gid, first_packet, timers: adapter.timers() })
     }
 
     /// What the peer must be told.
@@ -150,9 +153,12 @@ impl Unconnected {
         peer: &Endpoint,
         side: Side,
         socket: OwnedFd,
-        timers: Timers,
     ) -> Result<RdmaLink, RdmaError> {
-        let Self { pair, parts, gid, first_packet } = self;
+        let Self { pair, parts, gid, first_packet, timers } = self;
+        if peer.region_bytes != parts.geometry.region_bytes() {
+            let source = io::Error::from(io::ErrorKind::InvalidData);
+            return Err(parts.device.0.failed_with("use a region of another size", source));
+        }
         let pair = pair.ready_to_receive(&parts.port, gid, peer, timers)?;
         let pair = pair.ready_to_send(first_packet, timers)?;
         let sleep = sleep_on(&parts, &socket)
@@ -338,10 +344,17 @@ impl RdmaLink {
             },
             other => other,
         };
-        match self.look() {
+        let error = match self.look() {
             Err(error) => error,
             Ok(()) => LinkError::QueuePair(first),
-        }
+        };
+        self.tell_peer();
+        error
+    }
+
+    /// Whatever broke here, the peer shall not wait for.
+    fn tell_peer(&self) {
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
     }
 
     /// Asks the device and the socket whether this link is of any use. Not on the hot path.
@@ -349,6 +362,7 @@ impl RdmaLink {
     fn look(&mut self) -> Result<(), LinkError> {
         self.idle_polls = 0;
         if let Some(fault) = self.parts.device.fault(self.parts.port.number) {
+            self.tell_peer();
             return Err(LinkError::Device(fault));
         }
         let mut unwanted = [0; 64];
@@ -487,6 +501,6 @@ impl Drop for RdmaLink {
             let _ = self.flush(PARTING);
         }
         self.pair.fail();
-        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+        self.tell_peer();
     }
 }

@@ -13,14 +13,18 @@ use crate::{
 const SMALL: Geometry = Geometry { window: 4, slot_bytes: 512, arena_bytes: 64 << 10 };
 
 fn ends(geometry: Geometry) -> (RdmaLink, RdmaLink) {
-    let (device, port) = Device::open_active().unwrap();
-    let end = || Unconnected::new(&device, &port, port.gids[0], geometry).unwrap();
-    let (client, worker) = (end(), end());
+    let names = devices().unwrap();
+    let end = |name: Option<&String>| {
+        let settings = Settings { device: name.cloned(), ..Settings::default() };
+        let adapter = Adapter::open(&settings).unwrap();
+        adapter.prepare(adapter.port.gids[0], geometry).unwrap()
+    };
+    // Two devices where there are two: then packets cross what lies between.
+    let (client, worker) = (end(names.first()), end(names.last()));
     let (at_client, at_worker) = (client.endpoint(), worker.endpoint());
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let timers = Timers::default();
-    let worker = worker.connect(&at_client, Side::Worker, theirs.into(), timers).unwrap();
-    let mut client = client.connect(&at_worker, Side::Client, ours.into(), timers).unwrap();
+    let worker = worker.connect(&at_client, Side::Worker, theirs.into()).unwrap();
+    let mut client = client.connect(&at_worker, Side::Client, ours.into()).unwrap();
     client.probe(PATIENCE).unwrap();
     (client, worker)
 }
@@ -208,12 +212,12 @@ fn a_peer_that_dies_without_a_word_is_seen_by_its_socket() {
 #[test]
 #[ignore = "needs an RDMA device"]
 fn bytes_on_the_socket_mean_nothing() {
-    let (device, port) = Device::open_active().unwrap();
-    let end = || Unconnected::new(&device, &port, port.gids[0], SMALL).unwrap();
+    let adapter = Adapter::open(&Settings::default()).unwrap();
+    let end = || adapter.prepare(adapter.port.gids[0], SMALL).unwrap();
     let (client, worker) = (end(), end());
     let peer = client.endpoint();
     let (ours, mut theirs) = UnixStream::pair().unwrap();
-    let mut worker = worker.connect(&peer, Side::Worker, ours.into(), Timers::default()).unwrap();
+    let mut worker = worker.connect(&peer, Side::Worker, ours.into()).unwrap();
     std::io::Write::write_all(&mut theirs, &[1; 1000]).unwrap();
     worker.wait(Duration::from_millis(50)).unwrap();
     assert!(worker.poll().unwrap().is_none());
