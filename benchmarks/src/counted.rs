@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Longer than a write takes, there and through the kernel's software.
-const PAUSE: Duration = Duration::from_micros(400);
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// Over verbs alone, as the baseline does it.
 pub fn over_verbs(load: Load, trips: u64) -> Result<()> {
