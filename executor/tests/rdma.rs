@@ -200,7 +200,7 @@ fn a_worker_s_share_of_the_device_is_bounded() {
 #[ignore = "needs an RDMA device"]
 fn many_calls_leave_what_few_leave() {
     // An emulated CPU makes some 700 a second; where there is a faster one, a million is a minute.
-    let calls = std::env::var("GLEANER_RDMA_CALLS").map_or(20_000, |count| count.parse().unwrap());
+    let calls = std::env::var("MANY_CALLS").map_or(20_000, |count| count.parse().unwrap());
     let service = Service::with(&["n1"], rdma_on);
     let pool = acquire(&service);
     let echo = pool.function(&functions(), "echo").unwrap();
