@@ -13,6 +13,8 @@
 
 pub mod arguments;
 pub mod caller;
+pub mod callgrind;
+pub mod counted;
 pub mod figure;
 pub mod goal;
 pub mod hook;

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use gleaner_fabric::{
     Arrival, Geometry, Link, LinkError, Side,
-    rdma::{Device, RdmaLink, Timers, Unconnected},
+    rdma::{Adapter, RdmaLink, Settings},
 };
 use gleaner_proto::header::{BLOCK_ALIGN, GUARD_LEN, HEADER_LEN, Header, Kind, Status};
 
@@ -53,18 +53,17 @@ pub fn round(waiting: Waiting, load: Load, trips: Trips, sample: &mut Sample) ->
 
 /// Both ends, connected.
 pub fn pair(load: Load) -> Result<(RdmaLink, RdmaLink)> {
-    let (device, port) = Device::open_active()?;
-    let gid = *port.gids.first().context("the port has no address")?;
+    let adapter = Adapter::open(&Settings::default())?;
+    let gid = adapter.gid_for(&adapter.addresses())?;
     let bytes = load.request.max(load.reply()) + HEADER_LEN + GUARD_LEN;
     let slot_bytes = bytes.next_multiple_of(BLOCK_ALIGN).max(4 * BLOCK_ALIGN) as u32;
     let geometry = Geometry { window: load.depth as u16, slot_bytes, arena_bytes: 0 }.check()?;
-    let end = || Unconnected::new(&device, &port, gid, geometry);
+    let end = || adapter.prepare(gid, geometry);
     let (client, worker) = (end()?, end()?);
     let (at_client, at_worker) = (client.endpoint(), worker.endpoint());
     let (ours, theirs) = UnixStream::pair()?;
-    let timers = Timers::default();
-    let worker = worker.connect(&at_client, Side::Worker, theirs.into(), timers)?;
-    let client = client.connect(&at_worker, Side::Client, ours.into(), timers)?;
+    let worker = worker.connect(&at_client, Side::Worker, theirs.into())?;
+    let client = client.connect(&at_worker, Side::Client, ours.into())?;
     Ok((client, worker))
 }
 

@@ -1,6 +1,6 @@
 //! The benchmarks: one program a question, and a report over all that were ever asked.
 
-use std::{path::Path, process::Command};
+use std::{ffi::OsString, path::Path, process::Command};
 
 use anyhow::bail;
 
@@ -52,43 +52,46 @@ fn report(quick: bool) -> anyhow::Result<()> {
 }
 
 /// Asked where there is an RDMA device: on this machine, or else in a guest.
-const RDMA_QUESTION: &str = "rdma_call";
+const RDMA_QUESTIONS: [&str; 2] = ["rdma_call", "rdma_instructions"];
 
-/// The question on RDMA, and the report over all that were ever asked.
+/// The questions on RDMA, and the report over all that were ever asked.
 pub(crate) fn bench_rdma(quick: bool) -> anyhow::Result<()> {
     packages()?;
     rdma_tools();
     run(cargo(&["build", "--release", "--workspace", "--locked"]))?;
     let directory = root().join(if quick { "target/bench/quick" } else { "target/bench" });
     std::fs::create_dir_all(&directory)?;
-    let question = program(&RDMA_QUESTION.replace('_', "-"));
     let has_device = std::fs::read_dir("/sys/class/infiniband")
         .is_ok_and(|mut devices| devices.next().is_some());
-    if has_device {
-        let mut question = question;
-        question.arg("--directory").arg(&directory).args(quick.then_some("--quick"));
-        run(question)?;
-    } else {
-        run(in_guest(&question, &directory, quick))?;
+    let machine = if has_device { Vec::new() } else { guest(&directory) };
+    let shown = if has_device { &*directory } else { Path::new("/run/guest/share") };
+    for name in RDMA_QUESTIONS {
+        let question = program(&name.replace('_', "-"));
+        let mut words = machine.clone();
+        words.push(question.get_program().to_owned());
+        words.extend(["--directory".into(), shown.into()]);
+        words.extend(quick.then(|| "--quick".into()));
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).current_dir(root());
+        run(command)?;
     }
     report(quick)
 }
 
-/// The question in User-Mode Linux, or where that cannot be built, on the emulated machine.
-fn in_guest(question: &Command, directory: &Path, quick: bool) -> Command {
-    let guest = || Command::new(target_dir().join("release/gleaner-guest"));
-    let mut prepare = guest();
+/// What runs a command in User-Mode Linux, or where that cannot be built, on the emulated machine.
+fn guest(directory: &Path) -> Vec<OsString> {
+    let program = target_dir().join("release/gleaner-guest");
+    let mut prepare = Command::new(&program);
     prepare.arg("--user-mode");
-    let mut command = guest();
-    match run(prepare) {
-        Ok(()) => drop(command.arg("--user-mode")),
-        Err(error) => eprintln!("on the emulated machine, which is slower: {error}"),
+    let kind = run(prepare).map(|()| "--user-mode");
+    if let Err(error) = &kind {
+        eprintln!("on the emulated machine, which is slower: {error}");
     }
-    command.args(["--bound", "3600", "--share"]).arg(directory);
-    command.arg("--").arg(question.get_program());
-    command.args(["--directory", "/run/guest/share"]).args(quick.then_some("--quick"));
-    command.current_dir(root());
-    command
+    let mut words: Vec<OsString> = vec![program.into()];
+    words.extend(kind.ok().map(Into::into));
+    words.extend(["--bound", "3600", "--share"].map(Into::into));
+    words.extend([directory.into(), "--".into()]);
+    words
 }
 
 fn program(name: &str) -> Command {

@@ -62,17 +62,18 @@ impl Wait for Slept {
 /// The caller's end.
 pub(crate) struct End<W: Wait> {
     half: Half<W>,
-    depth: u32,
     sent: u32,
     received: u32,
     peer: Option<JoinHandle<Result<()>>>,
 }
 
 /// What either end has.
-struct Half<W> {
+pub(crate) struct Half<W> {
     pair: QueuePair<ReadyToSend>,
     parts: Parts,
     target: Target,
+    depth: u32,
+    served: u32,
     posted: u32,
     used: u32,
     wait: PhantomData<W>,
@@ -89,20 +90,27 @@ struct Parts {
 
 /// Starts the peer; it goes when it is told that the caller's end has gone.
 pub(crate) fn start<W: Wait>(load: Load) -> Result<End<W>> {
-    let (device, port) = Device::open_active()?;
-    let gid = *port.gids.first().context("the port has no address")?;
-    let (ours, theirs) = (prepare(&device, &port, load)?, prepare(&device, &port, load)?);
-    let (at_us, at_them) = (endpoint(&ours, &port, gid), endpoint(&theirs, &port, gid));
-    let theirs = connect::<W>(theirs, &port, gid, &at_us)?;
-    let half = connect(ours, &port, gid, &at_them)?;
+    let (half, mut theirs) = pair::<W>(load)?;
     let (ready, is_ready) = mpsc::channel();
     let peer = thread::spawn(move || {
         pin(load.cpu)?;
         ready.send(()).context("the caller has gone")?;
-        serve(theirs, load)
+        while theirs.serve_one(load)? {}
+        Ok(())
     });
     is_ready.recv().context("the peer did not start")?;
-    Ok(End { half, depth: load.depth as u32, sent: 0, received: 0, peer: Some(peer) })
+    Ok(End { half, sent: 0, received: 0, peer: Some(peer) })
+}
+
+/// Both ends, connected: the caller's and the peer's.
+pub(crate) fn pair<W>(load: Load) -> Result<(Half<W>, Half<W>)> {
+    let (device, port) = Device::open_active()?;
+    let gid = *port.gids.first().context("the port has no address")?;
+    let (ours, theirs) = (prepare(&device, &port, load)?, prepare(&device, &port, load)?);
+    let (at_us, at_them) = (endpoint(&ours, &port, gid), endpoint(&theirs, &port, gid));
+    let depth = load.depth as u32;
+    let theirs = connect(theirs, &port, gid, &at_us, depth)?;
+    Ok((connect(ours, &port, gid, &at_them, depth)?, theirs))
 }
 
 fn prepare(device: &Device, port: &Port, load: Load) -> Result<(QueuePair<Init>, Parts)> {
@@ -143,30 +151,48 @@ fn connect<W>(
     port: &Port,
     gid: Gid,
     peer: &Endpoint,
+    depth: u32,
 ) -> Result<Half<W>> {
     let pair = pair.ready_to_receive(port, gid, peer, Timers::default())?;
     let pair = pair.ready_to_send(FIRST_PACKET, Timers::default())?;
-    Ok(Half { pair, parts, target: peer.into(), posted: 0, used: 0, wait: PhantomData })
-}
-
-fn serve<W: Wait>(mut half: Half<W>, load: Load) -> Result<()> {
-    for number in 0.. {
-        match half.next()? {
-            GONE => return Ok(()),
-            immediate => ensure!(immediate == number, "a request came out of turn"),
-        }
-        let start = half.start(number, load.depth as u32);
-        let Parts { incoming, outgoing, .. } = &mut half.parts;
-        let request = &incoming.bytes()[start..start + load.request];
-        load.work.run(request, &mut outgoing.bytes_mut()[start..start + load.reply()]);
-        half.write(start, load.reply(), number)?;
-    }
-    Ok(())
+    let target = peer.into();
+    Ok(Half { pair, parts, target, depth, served: 0, posted: 0, used: 0, wait: PhantomData })
 }
 
 impl<W: Wait> Half<W> {
-    fn start(&self, number: u32, depth: u32) -> usize {
-        (number % depth) as usize * self.parts.stride
+    /// Sends a request.
+    pub(crate) fn request(&mut self, request: &[u8], number: u32) -> Result<()> {
+        let start = self.start(number);
+        let slot = &mut self.parts.outgoing.bytes_mut()[start..start + request.len()];
+        slot.copy_from_slice(request);
+        self.write(start, request.len(), number)
+    }
+
+    /// Takes the reply to it.
+    pub(crate) fn reply(&mut self, reply: &mut [u8], number: u32) -> Result<()> {
+        ensure!(self.next()? == number, "a reply came out of turn");
+        let start = self.start(number);
+        reply.copy_from_slice(&self.parts.incoming.bytes()[start..start + reply.len()]);
+        Ok(())
+    }
+
+    /// The peer: answers one request; false when the caller has gone.
+    pub(crate) fn serve_one(&mut self, load: Load) -> Result<bool> {
+        match self.next()? {
+            GONE => return Ok(false),
+            number => ensure!(number == self.served, "a request came out of turn"),
+        }
+        let start = self.start(self.served);
+        let Parts { incoming, outgoing, .. } = &mut self.parts;
+        let request = &incoming.bytes()[start..start + load.request];
+        load.work.run(request, &mut outgoing.bytes_mut()[start..start + load.reply()]);
+        self.write(start, load.reply(), self.served)?;
+        self.served += 1;
+        Ok(true)
+    }
+
+    fn start(&self, number: u32) -> usize {
+        (number % self.depth) as usize * self.parts.stride
     }
 
     fn write(&mut self, start: usize, len: usize, immediate: u32) -> Result<()> {
@@ -211,20 +237,14 @@ impl<W: Wait> Half<W> {
 
 impl<W: Wait> Transport for End<W> {
     fn send(&mut self, request: &[u8]) -> Result<()> {
-        let start = self.half.start(self.sent, self.depth);
-        let slot = &mut self.half.parts.outgoing.bytes_mut()[start..start + request.len()];
-        slot.copy_from_slice(request);
-        self.half.write(start, request.len(), self.sent)?;
+        self.half.request(request, self.sent)?;
         self.sent += 1;
         Ok(())
     }
 
     fn receive(&mut self, reply: &mut [u8]) -> Result<()> {
-        let number = self.half.next()?;
-        ensure!(number == self.received, "a reply came out of turn");
+        self.half.reply(reply, self.received)?;
         self.received += 1;
-        let start = self.half.start(number, self.depth);
-        reply.copy_from_slice(&self.half.parts.incoming.bytes()[start..start + reply.len()]);
         Ok(())
     }
 }

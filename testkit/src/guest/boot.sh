@@ -28,9 +28,9 @@ device() { # device NAME INTERFACE: Soft-RoCE on it, with frames for a path MTU 
 case $network in
 none) ;;
 loopback)
-    ip link add dummy0 type dummy
-    ip addr add 10.99.0.1/24 dev dummy0
-    device rxe0 dummy0
+    ip link add soft0 type dummy
+    ip addr add 10.99.0.1/24 dev soft0
+    device rxe0 soft0
     ;;
 pair)
     # Both ends of one cable in one host: policy routing makes packets cross it instead of taking the short cut.

@@ -5,8 +5,7 @@ $b mount -t proc proc /proc
 $b mount -t sysfs sysfs /sys
 $b mount -t devtmpfs devtmpfs /dev
 for module in /modules/*.ko; do
-    case $module in *dummy.ko) options=numdummies=0 ;; *) options= ;; esac
-    $b insmod "$module" $options || $b echo "initramfs: cannot load $module" >/dev/console
+    $b insmod "$module" || $b echo "initramfs: cannot load $module" >/dev/console
 done
 nine=trans=virtio,version=9p2000.L,msize=512000
 $b mount -t 9p -o ro,cache=loose,$nine root /lower &&
