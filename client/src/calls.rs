@@ -26,7 +26,7 @@ use crate::{
     function::Settings,
     harvester::Harvester,
     keepalive::Renewer,
-    lane::{Answer, Invocation, Prepared},
+    lane::{Answer, Invocation, Lane, Prepared},
     library::Library,
     local::LocalFunction,
     relocate::Relocation,
@@ -373,8 +373,33 @@ impl Calls {
         self.queue.push_back(index);
     }
 
+    /// Several calls follow: those of one lane may go out together.
+    pub(crate) fn hold(&mut self) {
+        let open = self.sessions.iter_mut().flatten().filter(|open| open.closing.is_none());
+        open.flat_map(|open| &mut open.lanes).for_each(Lane::hold);
+    }
+
+    /// Sends what was held.
+    pub(crate) fn release(&mut self) {
+        for open in self.sessions.iter_mut().flatten() {
+            let broken = open.lanes.iter_mut().find_map(|lane| lane.release().err());
+            if let Some(error) = broken {
+                open.close(error.to_string());
+            }
+        }
+    }
+
     /// Sends queued calls for which there is room.
     pub(crate) fn dispatch(&mut self) {
+        if self.queue.is_empty() {
+            return;
+        }
+        self.hold();
+        self.send_queued();
+        self.release();
+    }
+
+    fn send_queued(&mut self) {
         while let Some(&index) = self.queue.front() {
             let call = &self.calls[index as usize];
             let State::Queued(input) = &call.state else {
@@ -484,7 +509,7 @@ impl Calls {
         let wanted = u64::from(len.max(settings.reply_capacity.unwrap_or(0)));
         // One lane a session: the others are like it.
         let lanes = self.sessions.iter().flatten().filter_map(|open| open.lanes.first());
-        match lanes.map(crate::lane::Lane::payload_max).min() {
+        match lanes.map(Lane::payload_max).min() {
             Some(max) if wanted > max => {
                 Err(CallError::Failed(Failure::TooLarge { bytes: wanted, max }))
             }

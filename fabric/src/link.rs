@@ -205,6 +205,15 @@ pub trait Link: Send {
     /// later calls of [`poll`](Self::poll) or [`wait`](Self::wait).
     fn post(&mut self, block: Block, header: &Header) -> Result<(), LinkError>;
 
+    /// Several posts follow: they may go out together. What is held goes out with [`release`](Self::release), and before this
+    /// end polls, waits or arms.
+    fn hold(&mut self) {}
+
+    /// Sends what was held, and holds no more.
+    fn release(&mut self) -> Result<(), LinkError> {
+        Ok(())
+    }
+
     /// The next message that has arrived, if there is one. Never blocks.
     fn poll(&mut self) -> Result<Option<Arrival>, LinkError>;
 

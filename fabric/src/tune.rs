@@ -37,6 +37,9 @@ pub const SENDS_MIN: u32 = 64;
 /// Of the writes that fill a send queue, so many ask for a completion. Each costs a completion and a look.
 pub const SIGNALS_PER_ROUND: u32 = 4;
 
+/// Writes that go out together at most, where several are posted at once: one doorbell for all.
+pub const POSTS_BATCH: usize = 16;
+
 /// Receives that are posted at a time, at most: one doorbell for all.
 pub const RECEIVES_BATCH: u32 = 16;
 
@@ -53,6 +56,7 @@ const _: () = assert!(HUGE_PAGE_BYTES.is_power_of_two(), "page sizes are");
 const _: () = assert!(RING_LINES_MIN.is_power_of_two(), "a line is found by a mask");
 const _: () = assert!(RING_LINES_MIN <= WINDOW_MAX as u32, "the least is not the most");
 const _: () = assert!(SENDS_MIN > SIGNALS_PER_ROUND, "a full queue has a signalled write");
+const _: () = assert!(POSTS_BATCH < SENDS_MIN as usize, "what is held fits the queue");
 const _: () = assert!(RECEIVES_BATCH > 0 && COMPLETIONS_BATCH > 0, "a message takes both");
 const _: () = assert!(LIVENESS_POLLS > 0 && DRAIN_ROUNDS > 0, "the socket must be looked at");
 

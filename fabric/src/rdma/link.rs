@@ -42,8 +42,8 @@ use crate::{
     link::{Arrival, Block, Geometry, Link, LinkError},
     region::Region,
     tune::{
-        COMPLETIONS_BATCH, DRAIN_ROUNDS, INLINE_WANTED, LIVENESS_POLLS, PARTING, RECEIVES_BATCH,
-        SENDS_MIN, SIGNALS_PER_ROUND,
+        COMPLETIONS_BATCH, DRAIN_ROUNDS, INLINE_WANTED, LIVENESS_POLLS, PARTING, POSTS_BATCH,
+        RECEIVES_BATCH, SENDS_MIN, SIGNALS_PER_ROUND,
     },
 };
 
@@ -87,6 +87,11 @@ pub struct RdmaLink {
     /// The number of the last write posted, and of the last that is known to have ended.
     posted: u64,
     confirmed: u64,
+    /// The number of the next write that asks for a completion.
+    signalled: u64,
+    /// Writes that wait for others to go out with, while `holds`.
+    held: Vec<Write>,
+    holds: bool,
     /// Receives that were used since they were last posted.
     used: u32,
     /// Completions that were polled and not looked at yet: `ready[next..count]`.
@@ -172,6 +177,9 @@ impl Unconnected {
             sleep,
             posted: 0,
             confirmed: 0,
+            signalled: 1,
+            held: Vec::with_capacity(POSTS_BATCH),
+            holds: false,
             used: 0,
             ready: [Completion::default(); COMPLETIONS_BATCH],
             next: 0,
@@ -270,20 +278,31 @@ impl RdmaLink {
     /// True if the next write is to be signalled. Then the queue of those that have ended is looked at too: so that seldom
     /// anything else need look.
     fn signals(&mut self) -> Result<bool, LinkError> {
-        let round = u64::from(self.parts.depth.sends / SIGNALS_PER_ROUND).max(1);
         let open = self.posted - self.confirmed;
         if open + 1 >= u64::from(self.parts.depth.sends) {
+            self.send_held()?;
             self.ended()?;
             if self.posted - self.confirmed == open {
                 self.look()?;
                 return Err(LinkError::Window { window: self.parts.geometry.window });
             }
         }
-        let signals = (self.posted + 1).is_multiple_of(round);
-        if signals {
-            self.ended()?;
+        if self.posted + 1 < self.signalled {
+            return Ok(false);
         }
-        Ok(signals)
+        self.signalled += u64::from(self.parts.depth.sends / SIGNALS_PER_ROUND).max(1);
+        self.ended()?;
+        Ok(true)
+    }
+
+    /// Hands held writes over to the device, by one post.
+    fn send_held(&mut self) -> Result<(), LinkError> {
+        if !self.held.is_empty() {
+            let sent = self.pair.write(&self.parts.outgoing, self.target, &self.held);
+            self.held.clear();
+            sent?;
+        }
+        Ok(())
     }
 
     fn ended(&mut self) -> Result<(), LinkError> {
@@ -415,10 +434,29 @@ impl Link for RdmaLink {
             immediate: Some(immediate.encode()),
             signal: signals.then_some(self.posted),
         };
-        Ok(self.pair.write(&self.parts.outgoing, self.target, &[write])?)
+        if !self.holds {
+            return Ok(self.pair.write(&self.parts.outgoing, self.target, &[write])?);
+        }
+        self.held.push(write);
+        match self.held.len() < POSTS_BATCH {
+            true => Ok(()),
+            false => self.send_held(),
+        }
+    }
+
+    fn hold(&mut self) {
+        self.holds = true;
+    }
+
+    fn release(&mut self) -> Result<(), LinkError> {
+        self.holds = false;
+        self.send_held()
     }
 
     fn poll(&mut self) -> Result<Option<Arrival>, LinkError> {
+        if self.holds {
+            self.send_held()?;
+        }
         if self.has_ready()? {
             return self.take().map(Some);
         }
@@ -471,6 +509,9 @@ impl Link for RdmaLink {
     }
 
     fn arm(&mut self) -> Result<bool, LinkError> {
+        if self.holds {
+            self.send_held()?;
+        }
         if self.has_ready()? {
             return Ok(true);
         }
@@ -496,7 +537,8 @@ impl Link for RdmaLink {
 
 impl Drop for RdmaLink {
     fn drop(&mut self) {
-        if !self.closed && self.confirmed < self.posted {
+        let sent = self.send_held();
+        if sent.is_ok() && !self.closed && self.confirmed < self.posted {
             // What was posted last shall arrive, if the peer is there; if it is not, nobody misses it.
             let _ = self.flush(PARTING);
         }

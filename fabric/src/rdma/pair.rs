@@ -22,6 +22,7 @@ use super::{
     ffi,
     memory::{Domain, ProtectionDomain, Registered},
 };
+use crate::tune::POSTS_BATCH;
 
 /// Just made.
 #[derive(Debug)]
@@ -119,7 +120,7 @@ impl From<&Endpoint> for Target {
 }
 
 /// Writes that one post hands over at most; more take several posts.
-const CHAIN_MAX: usize = 16;
+const CHAIN_MAX: usize = POSTS_BATCH;
 
 impl QueuePair<Reset> {
     /// A new one, whose writes and receives end in these queues. Asks for less inline payload until the device agrees.

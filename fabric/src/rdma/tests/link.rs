@@ -78,7 +78,7 @@ macro_rules! on_a_device {
     )* };
 }
 
-on_a_device!(pair; order window_is_the_bound payload_sizes both_ways_at_once
+on_a_device!(pair; order held_posts_go_out window_is_the_bound payload_sizes both_ways_at_once
     peer_gone_is_seen_after_its_last_message wait_is_woken wait_ends_in_time no_wake_up_is_lost
     wait_sees_what_came_before arena_blocks exchange_gives_both_buffers);
 on_a_device!(hostile; bad_headers_close_the_link garbage_never_panics cut_messages_never_arrive);
