@@ -9,27 +9,25 @@ use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::Command,
     thread,
-    time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail};
 use gleaner::{Client, Library, Options, Request, Transport, Transports, Waiting};
 use gleaner_benchmarks::{
-    Arguments, Compared, Outcome, Sample, Stage, caller::echo_round, figure::Detailed, stage::Trips,
+    Arguments, Compared, Outcome, Sample, Stage,
+    caller::echo_round,
+    callgrind::{self, COUNTED, count, instructions},
+    figure::Detailed,
+    stage::Trips,
 };
 use gleaner_config::Config;
-use gleaner_testkit::{process::run_bounded, service::Programs};
+use gleaner_testkit::service::Programs;
 
 const PAYLOAD: usize = 64;
 /// Round trips of the shorter and the longer run.
 const FEW: u64 = 1_000;
 const MANY: u64 = 11_000;
-/// How long one run may take under valgrind.
-const BOUND: Duration = Duration::from_secs(120);
-/// The first word of a run under valgrind.
-const COUNTED: &str = "counted";
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -44,51 +42,25 @@ fn ask(arguments: &Arguments) -> Result<()> {
     let asks = "How many instructions does the client add to a round trip?";
     let mut outcome = Outcome::begin("instructions", asks, 0, arguments);
     outcome.cannot("the worker's share: callgrind cannot look into its sandbox, and hardware counters need a machine that has them (perf stat -e instructions:u -p <worker>)");
-    if Command::new("valgrind").arg("--version").output().is_err() {
+    if !callgrind::is_installed() {
         outcome.cannot("the client's share: valgrind is not installed");
         return outcome.publish(arguments);
     }
     let stage = Stage::simple()?;
     let config = stage.service.config_path().display().to_string();
     // Once beforehand: the first run brings the library onto the node, which no later one does.
-    count("calls", &config, FEW)?;
-    let ours = per_trip("calls", &config)?;
-    let raw = per_trip("socket", &echo_server()?.to_string())?;
-    let mut figure = Detailed::beside(
+    count(&["calls", &config], FEW)?;
+    let ours = callgrind::per_trip(&["calls", &config], (FEW, MANY))?;
+    let address = echo_server()?.to_string();
+    let raw = callgrind::per_trip(&["socket", &address], (FEW, MANY))?;
+    let figure = Detailed::beside(
         format!("client's instructions a round trip, {PAYLOAD} B"),
         "blocking socket",
         &Compared::once(instructions(ours)?, instructions(raw)?),
     );
-    figure.figure.unit = "instructions".into();
-    figure.figure.throughput = 0.0;
-    figure.figure.baseline_throughput = None;
-    outcome.push(figure.note(format!("{} more than the socket alone", ours.saturating_sub(raw))));
+    let note = format!("{} more than the socket alone", ours.saturating_sub(raw));
+    outcome.push(figure.counted("instructions").note(note));
     outcome.publish(arguments)
-}
-
-/// A count in the place of a latency: the figure's unit says so.
-fn instructions(count: u64) -> Result<Sample> {
-    let mut sample = Sample::new()?;
-    sample.record(Duration::from_nanos(count));
-    Ok(sample)
-}
-
-fn per_trip(what: &str, whereto: &str) -> Result<u64> {
-    let (few, many) = (count(what, whereto, FEW)?, count(what, whereto, MANY)?);
-    Ok(many.saturating_sub(few) / (MANY - FEW))
-}
-
-/// Instructions of a whole run.
-fn count(what: &str, whereto: &str, trips: u64) -> Result<u64> {
-    let mut command = Command::new("valgrind");
-    command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
-    command.arg(std::env::current_exe()?).args([COUNTED, what, whereto, &trips.to_string()]);
-    let output = run_bounded(command, BOUND).context("run valgrind")?;
-    let report = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "the run under valgrind failed: {report}");
-    let collected = report.lines().find_map(|line| line.split_once("Collected : "));
-    let (_, count) = collected.with_context(|| format!("valgrind counted nothing: {report}"))?;
-    count.trim().parse().context("valgrind's count")
 }
 
 /// Under valgrind: calls, checked.

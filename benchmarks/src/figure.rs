@@ -121,6 +121,14 @@ impl Detailed {
         self
     }
 
+    /// Counts, not times: there is no throughput.
+    pub fn counted(mut self, unit: &str) -> Self {
+        self.figure.unit = unit.into();
+        self.figure.throughput = 0.0;
+        self.figure.baseline_throughput = None;
+        self
+    }
+
     /// The ratio is void for this reason, if for any.
     pub fn voided(mut self, why: Option<String>) -> Self {
         self.figure.void = why;

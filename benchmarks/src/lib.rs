@@ -13,11 +13,14 @@
 
 pub mod arguments;
 pub mod caller;
+pub mod callgrind;
+pub mod counted;
 pub mod echo;
 pub mod figure;
 pub mod goal;
 pub mod hook;
 pub mod latencies;
+pub mod link;
 pub mod machine;
 pub mod outcome;
 pub mod pidfd;
@@ -25,6 +28,7 @@ pub mod raw;
 pub mod reference;
 pub mod report;
 pub mod rounds;
+pub mod several;
 pub mod stage;
 pub mod transport;
 

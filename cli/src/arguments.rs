@@ -163,7 +163,7 @@ pub(crate) struct CallFlags {
     /// Workers sleep between calls and do not spin [default: client.waiting]
     #[arg(long)]
     pub(crate) warm: bool,
-    /// How calls travel: auto, shm or tcp [default: client.transport]
+    /// How calls travel: auto, shm, rdma or tcp [default: client.transport]
     #[arg(long, value_name = "TRANSPORT")]
     pub(crate) transport: Option<Transport>,
     /// Run in this process when no node is to be had

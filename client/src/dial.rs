@@ -1,6 +1,7 @@
 //! The way to one lease's executor: by which transport, the session's control stream, and a link for each lane.
 //!
-//! On the executor's own node everything goes through its local socket, and calls through shared memory; else through TCP.
+//! On the executor's own node everything goes through its local socket, and calls through shared memory; else through TCP, and
+//! calls by RDMA where both ends have a port and packets find their way.
 //! Same node means that the socket was reached, that the executor behind it holds the leased key, and that the memory which
 //! it passed could be mapped: never that two names are equal.
 
@@ -13,20 +14,24 @@ use std::{
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use gleaner_fabric::{
     Geometry, Link, Side,
+    rdma::{RdmaError, RdmaLink, Unconnected},
     shm::{Direction, Segment, ShmLink},
     tcp::TcpLink,
 };
 use gleaner_proto::{
     control::{attach_digest, lane_digest},
-    v1::{self, Attach, Attached, DataLane, from_agent::Message, hello},
+    endpoint::Endpoint,
+    v1::{self, Attach, Attached, DataLane, DataReady, from_agent::Message, hello},
 };
+use prost::bytes::Bytes;
 
 use crate::{
-    control::{Control, refused},
+    control::{Control, Nonces, refused},
     error::AttachError,
     lane::Lane,
     options::Options,
     request::{Request, Transports},
+    verbs::{self, Way},
 };
 
 /// How a session's calls travel.
@@ -34,8 +39,27 @@ use crate::{
 pub enum Transport {
     /// Memory that caller and worker share.
     Shm,
+    /// A pair of queue pairs a lane, on InfiniBand or RoCE.
+    Rdma,
     /// A TCP connection a lane.
     Tcp,
+}
+
+/// What carries a session's lanes.
+pub(crate) enum Carrier {
+    Memory,
+    Verbs(Way),
+    Stream,
+}
+
+impl Carrier {
+    pub(crate) fn transport(&self) -> Transport {
+        match self {
+            Self::Memory => Transport::Shm,
+            Self::Verbs(_) => Transport::Rdma,
+            Self::Stream => Transport::Tcp,
+        }
+    }
 }
 
 /// Attaches once more, for [`crate::keepalive`]: a control stream without lanes, which only renews.
@@ -71,7 +95,11 @@ impl<'a> Dialler<'a> {
         let here = Path::new(&self.lease.local_socket).exists();
         match wanted {
             Transports::Auto if here => &[Transport::Shm, Transport::Tcp],
+            Transports::Auto if verbs::adapter(&self.options.rdma).is_ok() => {
+                &[Transport::Rdma, Transport::Tcp]
+            }
             Transports::Auto | Transports::Only(Transport::Tcp) => &[Transport::Tcp],
+            Transports::Only(Transport::Rdma) => &[Transport::Rdma],
             Transports::Only(Transport::Shm) if here => &[Transport::Shm],
             Transports::Only(Transport::Shm) => &[],
         }
@@ -115,37 +143,110 @@ impl<'a> Dialler<'a> {
         }
     }
 
+    /// What carries a session's lanes, now that its executor has said where it is reached. No way by RDMA is an error only
+    /// where nothing else is wanted: the session is good for TCP too.
+    pub(crate) fn carrier(
+        &self,
+        transport: Transport,
+        wanted: Transports,
+        attached: &Attached,
+    ) -> Result<Carrier, AttachError> {
+        match transport {
+            Transport::Shm => Ok(Carrier::Memory),
+            Transport::Tcp => Ok(Carrier::Stream),
+            Transport::Rdma => match self.way(attached) {
+                Ok(way) => Ok(Carrier::Verbs(way)),
+                Err(_) if wanted == Transports::Auto => Ok(Carrier::Stream),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
     /// Connects one lane of a session.
     pub(crate) fn lane(
         &self,
-        transport: Transport,
+        carrier: &Carrier,
         session_id: u64,
         lane: u32,
         geometry: Geometry,
     ) -> Result<Lane, AttachError> {
-        let carried = match transport {
-            Transport::Shm => v1::Transport::SharedMemory,
-            Transport::Tcp => v1::Transport::Stream,
-        };
-        let purpose =
-            hello::Purpose::DataLane(DataLane { session_id, lane, transport: carried.into() });
         let until = Instant::now() + self.options.answer_timeout;
-        let greeting = self.dial(transport)?.greet(purpose, until)?;
-        let mut control = greeting.prove(
-            &self.executor,
-            self.key,
-            |nonces| lane_digest(&nonces.client, &nonces.executor, session_id, lane),
-            until,
-        )?;
-        match control.receive(until)? {
-            Message::DataReady(_) => {}
-            other => return Err(refused(&control, other)),
-        }
-        let link: Box<dyn Link> = match transport {
-            Transport::Shm => Box::new(self.shm(control, geometry, until)?),
-            Transport::Tcp => Box::new(self.tcp(control.into_lane()?, geometry)?),
+        let begin = |endpoint| self.begin_lane(carrier, (session_id, lane), endpoint, until);
+        let link: Box<dyn Link> = match carrier {
+            Carrier::Memory => Box::new(self.shm(begin(Bytes::new())?.0, geometry, until)?),
+            Carrier::Stream => Box::new(self.tcp(begin(Bytes::new())?.0.into_lane()?, geometry)?),
+            Carrier::Verbs(way) => {
+                let ours = way.prepare(geometry).map_err(self.no_rdma())?;
+                let endpoint = Bytes::copy_from_slice(&ours.endpoint().encode());
+                let (control, ready) = begin(endpoint).map_err(|error| match error {
+                    AttachError::Refused { message } => self.no_rdma_there(&message),
+                    other => other,
+                })?;
+                Box::new(self.verbs(ours, control, &ready)?)
+            }
         };
         Ok(Lane::new(link))
+    }
+
+    /// Greets for a lane, and waits until its other end is there.
+    fn begin_lane(
+        &self,
+        carrier: &Carrier,
+        (session_id, lane): (u64, u32),
+        endpoint: Bytes,
+        until: Instant,
+    ) -> Result<(Control, DataReady), AttachError> {
+        let carried = match carrier {
+            Carrier::Memory => v1::Transport::SharedMemory,
+            Carrier::Stream => v1::Transport::Stream,
+            Carrier::Verbs(_) => v1::Transport::Verbs,
+        };
+        let wanted =
+            DataLane { session_id, lane, transport: carried.into(), endpoint: endpoint.clone() };
+        let purpose = hello::Purpose::DataLane(wanted);
+        let greeting = self.dial(carrier.transport())?.greet(purpose, until)?;
+        let digest = |nonces: &Nonces| {
+            lane_digest(&nonces.client, &nonces.executor, session_id, lane, &endpoint)
+        };
+        let mut control = greeting.prove(&self.executor, self.key, digest, until)?;
+        match control.receive(until)? {
+            Message::DataReady(ready) => Ok((control, ready)),
+            other => Err(refused(&control, other)),
+        }
+    }
+
+    /// From which of our addresses the executor's workers may be reached.
+    fn way(&self, attached: &Attached) -> Result<Way, AttachError> {
+        if attached.rdma_addresses.is_empty() {
+            let why = "executor.rdma is off there, or no port of its device is active (`gleaner nodes` says what a node \
+                       lacks); or do not force the transport";
+            return Err(self.no_rdma_there(why));
+        }
+        let adapter = verbs::adapter(&self.options.rdma).map_err(self.no_rdma())?;
+        Way::new(adapter, &attached.rdma_addresses).map_err(self.no_rdma())
+    }
+
+    fn verbs(
+        &self,
+        ours: Unconnected,
+        control: Control,
+        ready: &DataReady,
+    ) -> Result<RdmaLink, AttachError> {
+        let peer = Endpoint::decode(&ready.endpoint);
+        let peer = peer.map_err(|error| control.broke(&error.to_string()))?;
+        let connected = ours.connect(&peer, Side::Client, control.into_socket());
+        let mut link = connected.map_err(self.no_rdma())?;
+        // That both have a port says nothing of the way between: a first write does.
+        link.probe(self.options.connect_timeout).map_err(self.no_rdma())?;
+        Ok(link)
+    }
+
+    fn no_rdma_there(&self, why: &str) -> AttachError {
+        AttachError::NoRdmaThere { node: self.lease.node.clone(), why: why.to_owned() }
+    }
+
+    fn no_rdma(&self) -> impl Fn(RdmaError) -> AttachError {
+        |source| AttachError::Rdma { node: self.lease.node.clone(), source }
     }
 
     fn shm(
@@ -176,7 +277,9 @@ impl<'a> Dialler<'a> {
     fn dial(&self, transport: Transport) -> Result<Control, AttachError> {
         match transport {
             Transport::Shm => Control::local(&self.lease.local_socket),
-            Transport::Tcp => Control::tcp(&self.lease.address, self.options.connect_timeout),
+            Transport::Rdma | Transport::Tcp => {
+                Control::tcp(&self.lease.address, self.options.connect_timeout)
+            }
         }
     }
 }

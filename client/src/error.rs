@@ -152,12 +152,35 @@ pub enum AttachError {
         /// Why.
         source: gleaner_fabric::shm::SegmentError,
     },
+    /// No RDMA between this node and that one.
+    #[error("node {node}: {source}")]
+    Rdma {
+        /// The node.
+        node: String,
+        /// Why.
+        source: gleaner_fabric::rdma::RdmaError,
+    },
+    /// The executor there does not serve this client by RDMA.
+    #[error("node {node} serves no calls by RDMA: {why}")]
+    NoRdmaThere {
+        /// The node.
+        node: String,
+        /// Why not.
+        why: String,
+    },
 }
 
 impl AttachError {
     /// Whether another transport to the same executor may do better.
     pub(crate) fn is_of_the_way(&self) -> bool {
-        matches!(self, Self::Io { .. } | Self::Impostor { .. } | Self::Memory { .. })
+        matches!(
+            self,
+            Self::Io { .. }
+                | Self::Impostor { .. }
+                | Self::Memory { .. }
+                | Self::Rdma { .. }
+                | Self::NoRdmaThere { .. }
+        )
     }
 }
 

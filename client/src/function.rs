@@ -117,7 +117,9 @@ impl<'p> Function<'p> {
         I: IntoIterator,
         I::Item: AsRef<[u8]>,
     {
+        self.pool.calls().hold();
         let tickets: Vec<_> = inputs.into_iter().map(|input| self.submit(input.as_ref())).collect();
+        self.pool.calls().release();
         tickets.into_iter().map(|ticket| ticket?.wait()).collect()
     }
 }

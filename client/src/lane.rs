@@ -154,6 +154,16 @@ impl Lane {
         Ok(self.link.post(prepared.request, &header)?)
     }
 
+    /// Several calls follow: they may go out together.
+    pub(crate) fn hold(&mut self) {
+        self.link.hold();
+    }
+
+    /// Sends what was held.
+    pub(crate) fn release(&mut self) -> Result<(), LaneError> {
+        Ok(self.link.release()?)
+    }
+
     /// The next answer, if one is here.
     pub(crate) fn poll(&mut self) -> Result<Option<Answer>, LaneError> {
         let Some(arrival) = self.link.poll()? else {

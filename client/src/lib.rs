@@ -55,6 +55,7 @@ mod session;
 mod slots;
 mod spin;
 mod tune;
+mod verbs;
 mod waiting;
 
 pub use awaiting::CallFuture;

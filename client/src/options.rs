@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use gleaner_config::Config;
+use gleaner_fabric::rdma::{Settings, Timers};
 use gleaner_identity::Auth;
+use gleaner_proto::endpoint::Mtu;
 
 /// How a client reaches its cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +20,8 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// Bound of one answer of the harvester or an executor.
     pub answer_timeout: Duration,
+    /// The RDMA device, and how its connections try.
+    pub rdma: Settings,
 }
 
 impl Default for Options {
@@ -41,6 +45,15 @@ impl From<&Config> for Options {
             harvester_uids: user.ok().flatten().map(|user| user.uid.as_raw()).into_iter().collect(),
             connect_timeout: config.client.connect_timeout,
             answer_timeout: config.client.timeout,
+            rdma: Settings {
+                device: config.rdma.device.clone(),
+                mtu_max: Mtu::within(config.rdma.mtu),
+                timers: Timers::new(
+                    config.rdma.answer_timeout,
+                    config.rdma.retries,
+                    config.rdma.no_room_pause,
+                ),
+            },
         }
     }
 }

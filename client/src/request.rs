@@ -44,7 +44,7 @@ impl Waiting {
 /// Which transports a session may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transports {
-    /// Shared memory on the executor's own node, TCP from elsewhere.
+    /// Shared memory on the executor's own node; from elsewhere RDMA where both ends have it, else TCP.
     Auto,
     /// This one or none.
     Only(Transport),
@@ -55,6 +55,7 @@ impl From<gleaner_config::Transport> for Transports {
         match named {
             gleaner_config::Transport::Auto => Self::Auto,
             gleaner_config::Transport::Shm => Self::Only(Transport::Shm),
+            gleaner_config::Transport::Rdma => Self::Only(Transport::Rdma),
             gleaner_config::Transport::Tcp => Self::Only(Transport::Tcp),
         }
     }

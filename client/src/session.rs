@@ -79,14 +79,15 @@ impl Session {
         if attached.lanes == 0 || attached.lanes > lease.cores {
             return Err(control.broke("it has other lanes than the lease has cores"));
         }
+        let carrier = dialler.carrier(transport, request.transport, &attached)?;
         let lanes = (0..attached.lanes)
-            .map(|lane| dialler.lane(transport, attached.session_id, lane, geometry))
+            .map(|lane| dialler.lane(&carrier, attached.session_id, lane, geometry))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             lease_id: lease.lease_id,
             node: lease.node.clone(),
             cores: lease.cores,
-            transport,
+            transport: carrier.transport(),
             epoch: attached.grant_epoch,
             lanes,
             control,

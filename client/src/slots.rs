@@ -83,8 +83,33 @@ impl Calls {
         }
     }
 
+    /// Several calls follow: those of one lane may go out together.
+    pub(crate) fn hold(&mut self) {
+        let open = self.sessions.iter_mut().flatten().filter(|open| open.closing.is_none());
+        open.flat_map(|open| &mut open.lanes).for_each(Lane::hold);
+    }
+
+    /// Sends what was held.
+    pub(crate) fn release(&mut self) {
+        for open in self.sessions.iter_mut().flatten() {
+            let broken = open.lanes.iter_mut().find_map(|lane| lane.release().err());
+            if let Some(error) = broken {
+                open.close(error.to_string());
+            }
+        }
+    }
+
     /// Sends queued calls for which there is room.
     pub(crate) fn dispatch(&mut self) {
+        if self.queue.is_empty() {
+            return;
+        }
+        self.hold();
+        self.send_queued();
+        self.release();
+    }
+
+    fn send_queued(&mut self) {
         while let Some(&index) = self.queue.front() {
             let call = &self.calls[index as usize];
             let State::Queued(input) = &call.state else {

@@ -33,6 +33,7 @@ pub(crate) fn broken_rules(config: &Config) -> Vec<Broken> {
     periods(config, &mut broken);
     addresses(config, &mut broken);
     sizes(config, &mut broken);
+    rdma(config, &mut broken);
     broken
 }
 
@@ -164,6 +165,19 @@ fn addresses(config: &Config, broken: &mut Vec<Broken>) {
 fn is_host_port(text: &str) -> bool {
     text.rsplit_once(':')
         .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+}
+
+/// What InfiniBand can say.
+fn rdma(config: &Config, broken: &mut Vec<Broken>) {
+    let (mtu, retries) = (config.rdma.mtu, config.rdma.retries);
+    if !(mtu.is_power_of_two() && (256..=4096).contains(&mtu)) {
+        let why = format!("{mtu} is no packet size of InfiniBand");
+        report(broken, "rdma.mtu", why, "give 256, 512, 1024, 2048 or 4096");
+    }
+    if retries > 7 {
+        let why = format!("{retries} is more than a device counts");
+        report(broken, "rdma.retries", why, "give 0 to 7");
+    }
 }
 
 fn sizes(config: &Config, broken: &mut Vec<Broken>) {

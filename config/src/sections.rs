@@ -25,6 +25,8 @@ pub struct Config {
     pub executor: Executor,
     /// Defaults of the client library and of `gleaner invoke`.
     pub client: Client,
+    /// InfiniBand and RoCE, at both ends of a call.
+    pub rdma: Rdma,
     /// The daemons' logs.
     pub log: Log,
 }
@@ -133,6 +135,9 @@ section! {
         hot_timeout: Duration = Duration::from_millis(100),
         /// The longest that a client may ask for.
         hot_timeout_max: Duration = Duration::from_secs(3600),
+        /// Let clients of other nodes call by RDMA. Workers then hold the device open beside the functions that they run, which
+        /// can use it too: see the security page.
+        rdma: bool = false,
     }
 }
 
@@ -154,7 +159,8 @@ section! {
         waiting: Waiting = Waiting::Adaptive,
         /// How long `adaptive` spins.
         hot_timeout: Duration = Duration::from_millis(100),
-        /// How calls travel: `auto` (shared memory on the executor's own node, else TCP), `shm` or `tcp`.
+        /// How calls travel: `auto` (shared memory on the executor's own node; else RDMA where both ends have it; else TCP),
+        /// `shm`, `rdma` or `tcp`.
         transport: Transport = Transport::Auto,
         /// Calls outstanding on one core at a time.
         window: u32 = 16,
@@ -172,6 +178,22 @@ section! {
 }
 
 section! {
+    /// InfiniBand and RoCE, at both ends of a call: clients', and executors' where `executor.rdma` is on.
+    Rdma in "rdma" {
+        /// The device, as `rdma link` names it; unset: the first that has an active port.
+        device: Option<String> = None,
+        /// The largest packet in bytes: 256, 512, 1024, 2048 or 4096. The path's is the least of this and both ports' own.
+        mtu: u32 = 4096,
+        /// How long a device waits for an answer before it sends again; rounded up to a power of two.
+        answer_timeout: Duration = Duration::from_millis(67),
+        /// How often it sends again before the connection has failed. Soft-RoCE takes 7 as for ever.
+        retries: u32 = 6,
+        /// How long a sender pauses whose peer has no room; it tries for as long as the peer lives.
+        no_room_pause: Duration = Duration::from_micros(10),
+    }
+}
+
+section! {
     /// The daemons' logs, on standard error.
     Log in "log" {
         /// What is logged: a level, or `tracing` directives as `info,gleaner_harvester=debug`.
@@ -183,7 +205,7 @@ section! {
 
 impl Config {
     /// Every section by name, in the file's order.
-    pub(crate) fn sections(&self) -> [(&'static str, &dyn Section); 7] {
+    pub(crate) fn sections(&self) -> [(&'static str, &dyn Section); 8] {
         [
             ("cluster", &self.cluster),
             ("harvester", &self.harvester),
@@ -191,6 +213,7 @@ impl Config {
             ("policy", &self.policy),
             ("executor", &self.executor),
             ("client", &self.client),
+            ("rdma", &self.rdma),
             ("log", &self.log),
         ]
     }
@@ -203,6 +226,7 @@ impl Config {
             "policy" => &mut self.policy,
             "executor" => &mut self.executor,
             "client" => &mut self.client,
+            "rdma" => &mut self.rdma,
             "log" => &mut self.log,
             _ => return None,
         })

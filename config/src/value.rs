@@ -141,6 +141,8 @@ words! {
         Auto = "auto",
         /// Memory that both share: on the executor's own node.
         Shm = "shm",
+        /// InfiniBand or RoCE.
+        Rdma = "rdma",
         /// TCP.
         Tcp = "tcp",
     }

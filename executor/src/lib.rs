@@ -14,5 +14,6 @@
 pub mod agent;
 pub mod board;
 pub mod keeper;
+mod rdma;
 pub mod sys;
 pub mod worker;

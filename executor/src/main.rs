@@ -13,6 +13,7 @@ use gleaner_executor::{
     },
     sys, worker,
 };
+use gleaner_fabric::rdma::Settings;
 use gleaner_proto::ids::NodeName;
 
 /// Descriptors that the keeper leaves open for its children.
@@ -54,7 +55,7 @@ enum Role {
     Agent(AgentArguments),
     /// Started by the keeper.
     #[command(hide = true)]
-    Worker,
+    Worker(WorkerArguments),
 }
 
 #[derive(clap::Args)]
@@ -71,20 +72,27 @@ struct AgentArguments {
     limitation: Vec<String>,
 }
 
+#[derive(clap::Args)]
+struct WorkerArguments {
+    /// Serve clients by RDMA as well, with these settings.
+    #[arg(long)]
+    rdma: Option<Settings>,
+}
+
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match &cli.role {
         // No configuration: nothing of the site's is read with a lease's rights.
-        Some(Role::Worker) => run_worker(),
+        Some(Role::Worker(arguments)) => run_worker(arguments),
         Some(Role::Agent(arguments)) => run_agent(&cli, arguments),
         None => run_keeper(&cli),
     }
 }
 
-fn run_worker() -> anyhow::Result<()> {
+fn run_worker(arguments: &WorkerArguments) -> anyhow::Result<()> {
     let keeper = sys::inherited(FIRST_FD).context("a worker is started by its keeper")?;
     let agent = sys::inherited(SECOND_FD).context("a worker is started by its keeper")?;
-    Ok(worker::run(keeper, agent)?)
+    Ok(worker::run(keeper, agent, arguments.rdma.as_ref())?)
 }
 
 fn run_agent(cli: &Cli, arguments: &AgentArguments) -> anyhow::Result<()> {

@@ -91,8 +91,8 @@ fn only_the_session_s_client_adds_lanes_and_each_once() {
     let session_id = attached(&answer).session_id;
     let add = |lane, key: &_| {
         let mut raw = Raw::dial(&lease.address);
-        let answer =
-            raw.greet(Purpose::DataLane(v1::DataLane { session_id, lane, transport: 0 }), key);
+        let wanted = v1::DataLane { session_id, lane, ..Default::default() };
+        let answer = raw.greet(Purpose::DataLane(wanted), key);
         (raw, answer)
     };
     assert!(refusal(&add(0, &key(2)).1).starts_with("PROOF"));

@@ -30,7 +30,7 @@ const SMALL: Geometry = Geometry { window: 4, slot_bytes: 512, arena_bytes: 64 <
 #[macro_export]
 macro_rules! conformance_suite {
     ($pair:expr, $hostile:expr) => {
-        $crate::conformance_suite!(@each $pair; order window_is_the_bound payload_sizes both_ways_at_once
+        $crate::conformance_suite!(@each $pair; order held_posts_go_out window_is_the_bound payload_sizes both_ways_at_once
             peer_gone_is_seen_after_its_last_message wait_is_woken wait_ends_in_time
             no_wake_up_is_lost wait_sees_what_came_before arena_blocks exchange_gives_both_buffers);
         $crate::conformance_suite!(@each $hostile; bad_headers_close_the_link garbage_never_panics
@@ -67,6 +67,28 @@ pub fn order(make: impl Fn(Geometry) -> Pair) {
     }
     assert!(client.poll().unwrap().is_none());
     assert!(worker.poll().unwrap().is_none());
+}
+
+/// What is held goes out when it is released, or when its sender polls, and in its order.
+pub fn held_posts_go_out(make: impl Fn(Geometry) -> Pair) {
+    let (mut client, mut worker) = make(SMALL);
+    for call in 0..100u64 {
+        client.hold();
+        for slot in 0..SMALL.window {
+            post(&mut *client, &request(slot, call), &payload(slot, call, 300));
+        }
+        if call % 2 == 0 {
+            client.release().unwrap();
+        } else {
+            assert!(client.poll().unwrap().is_none());
+        }
+        for slot in 0..SMALL.window {
+            let arrival = next(&mut *worker);
+            assert_eq!((arrival.header.slot, arrival.header.invocation), (slot, call));
+            assert_eq!(worker.incoming(&arrival), payload(slot, call, 300));
+        }
+    }
+    drop(client);
 }
 
 /// A peer that does not read costs a bounded number of messages, then an error; never memory, never a block.

@@ -19,6 +19,7 @@ pub mod conformance;
 pub mod link;
 pub mod memory;
 pub mod passing;
+pub mod rdma;
 pub mod region;
 pub mod shm;
 pub mod tcp;

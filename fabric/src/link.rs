@@ -6,6 +6,8 @@ use gleaner_proto::header::{
     BLOCK_ALIGN, BadHeader, GUARD_LEN, HEADER_LEN, Header, Immediate, Kind,
 };
 
+use crate::rdma::{DeviceFault, RdmaError, WorkStatus};
+
 /// How a link's two regions are divided: the same for requests and responses, agreed on when a session attaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
@@ -153,6 +155,26 @@ pub enum LinkError {
         /// The geometry's window.
         window: u16,
     },
+    /// A message that does not say where it lies.
+    #[error("the peer sent a message without an immediate")]
+    NoImmediate,
+    /// A message that says it twice, and not the same.
+    #[error("the peer's immediate is {immediate:#010x}, and the header there names block {block}")]
+    Immediate {
+        /// What came with the completion.
+        immediate: u32,
+        /// The header's block.
+        block: u32,
+    },
+    /// The connection has failed: the peer's device does not answer, or one of the two refused what it was asked.
+    #[error("the connection failed: {0}")]
+    QueuePair(WorkStatus),
+    /// Our own device or its port has failed.
+    #[error(transparent)]
+    Device(DeviceFault),
+    /// A verb failed.
+    #[error(transparent)]
+    Rdma(#[from] Box<RdmaError>),
     /// The operating system refused.
     #[error("{step}: {source}")]
     Io {
@@ -161,6 +183,12 @@ pub enum LinkError {
         /// The system's answer.
         source: std::io::Error,
     },
+}
+
+impl From<RdmaError> for LinkError {
+    fn from(error: RdmaError) -> Self {
+        Self::Rdma(Box::new(error))
+    }
 }
 
 /// One end of a link. Not shared between threads; after set-up nothing here allocates, locks or logs.
@@ -176,6 +204,15 @@ pub trait Link: Send {
     /// untouched until the slot is used again. Does not block: what the transport did not take yet goes out in
     /// later calls of [`poll`](Self::poll) or [`wait`](Self::wait).
     fn post(&mut self, block: Block, header: &Header) -> Result<(), LinkError>;
+
+    /// Several posts follow: they may go out together. What is held goes out with [`release`](Self::release), and before this
+    /// end polls, waits or arms.
+    fn hold(&mut self) {}
+
+    /// Sends what was held, and holds no more.
+    fn release(&mut self) -> Result<(), LinkError> {
+        Ok(())
+    }
 
     /// The next message that has arrived, if there is one. Never blocks.
     fn poll(&mut self) -> Result<Option<Arrival>, LinkError>;

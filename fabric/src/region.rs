@@ -89,6 +89,12 @@ impl Region {
         self.0.advise_huge(offset.next_multiple_of(HUGE_PAGE_BYTES), self.0.len);
     }
 
+    /// Leaves the region out of processes that this one forks: a page that a device writes to must not be copied away from it.
+    pub(crate) fn keep_from_children(&mut self) {
+        // SAFETY: the range is the mapping's, and the advice changes no byte of it here.
+        unsafe { libc::madvise(self.0.base.as_ptr().cast(), self.0.len, libc::MADV_DONTFORK) };
+    }
+
     /// Its bytes.
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: the mapping is `len` readable bytes for as long as self lives, and `&self` excludes `bytes_mut`.

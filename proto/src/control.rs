@@ -25,15 +25,16 @@ pub fn attach_digest(client_nonce: &[u8], executor_nonce: &[u8], token: &[u8]) -
     digest(b"gleaner attach 1", &[client_nonce, executor_nonce, token])
 }
 
-/// What the client signs to add a data connection to its session.
+/// What the client signs to add a data connection to its session, with its RDMA endpoint or nothing.
 pub fn lane_digest(
     client_nonce: &[u8],
     executor_nonce: &[u8],
     session: u64,
     lane: u32,
+    endpoint: &[u8],
 ) -> [u8; 32] {
     let (session, lane) = (session.to_le_bytes(), lane.to_le_bytes());
-    digest(b"gleaner lane 1", &[client_nonce, executor_nonce, &session, &lane])
+    digest(b"gleaner lane 1", &[client_nonce, executor_nonce, &session, &lane, endpoint])
 }
 
 /// SHA-256 over a purpose and length-prefixed parts: no two lists of parts give the same bytes.

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod endpoint;
 pub mod header;
 pub mod hook;
 pub mod hostlist;

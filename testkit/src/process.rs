@@ -3,10 +3,11 @@
 //! Used by the private Slurm and the Gleaner service. UNSAFETY: one `pre_exec` closure, which makes system calls only.
 
 use std::{
+    borrow::BorrowMut,
     ffi::OsStr,
     fs, io,
     os::unix::{ffi::OsStrExt, process::CommandExt},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{
         Mutex, OnceLock,
@@ -141,9 +142,19 @@ fn spawn_lasting(command: Command) -> io::Result<Child> {
     if sent { result.recv().map_err(|_| gone())? } else { Err(gone()) }
 }
 
+/// Where a program lies: on `PATH`, or where daemons are installed, which users' paths often lack.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/usr/local/sbin", "/sbin"].map(PathBuf::from))
+        .map(|directory| directory.join(program))
+        .find(|file| file.is_file())
+}
+
 /// Runs a command to its end; kills it and says so when `bound` is over.
-pub fn run_bounded(mut command: Command, bound: Duration) -> io::Result<Output> {
+pub fn run_bounded(mut command: impl BorrowMut<Command>, bound: Duration) -> io::Result<Output> {
     use io::{Read, Seek};
+    let command = command.borrow_mut();
     let (mut stdout, mut stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
     command.stdin(Stdio::null()).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
     let mut child = command.spawn()?;

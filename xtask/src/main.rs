@@ -7,6 +7,7 @@
 
 mod bench;
 mod book;
+mod guest;
 mod run;
 mod setup;
 mod verbs;
@@ -27,6 +28,14 @@ enum Verb {
     Setup,
     /// Set up, build, lint and run every test: what CI runs
     Test,
+    /// Run the tests that need a virtual machine: RDMA verbs (Soft-RoCE), cgroup v2 alone
+    TestRdma,
+    /// Run a command in such a machine, which sees the host's files: `cargo xtask rdma --network pair -- ibv_devinfo`
+    Rdma {
+        /// Arguments of gleaner-guest; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Check formatting, clippy with warnings denied, cargo-deny
     Lint,
     /// Format all code
@@ -51,6 +60,12 @@ enum Verb {
         #[arg(long)]
         calls: Option<u64>,
     },
+    /// Run the benchmark of RDMA: on this machine's device, or else in a virtual machine with Soft-RoCE
+    BenchRdma {
+        /// A few calls each: see bench
+        #[arg(long)]
+        quick: bool,
+    },
     /// The main job on a private Slurm; its figures go to target/demo/summary.json
     Demo {
         /// Arguments of the demo
@@ -65,10 +80,13 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().verb {
         Verb::Setup => setup::setup(),
         Verb::Test => verbs::test(),
+        Verb::TestRdma => guest::test(),
+        Verb::Rdma { arguments } => guest::rdma(&arguments),
         Verb::Lint => verbs::lint(),
         Verb::Fmt => verbs::fmt(),
         Verb::Sim { seeds, seed } => verbs::sim(seeds, seed),
         Verb::Bench { questions, quick, calls } => bench::bench(&questions, quick, calls),
+        Verb::BenchRdma { quick } => bench::bench_rdma(quick),
         Verb::Demo { arguments } => verbs::demo(&arguments),
         Verb::Man => verbs::man(),
     }

@@ -1,4 +1,4 @@
-//! What the tests and the demo need beyond Rust: a real Slurm and munge, a C compiler, cargo-deny.
+//! What the tests and the demo need beyond Rust: a real Slurm and munge, a C compiler, virtual machines, cargo-deny.
 //!
 //! Installs what is missing on Debian, as root or by sudo without a password; elsewhere one line says what to install.
 
@@ -14,7 +14,7 @@ struct Package {
     program: Option<&'static str>,
 }
 
-const PACKAGES: [Package; 7] = [
+const PACKAGES: [Package; 15] = [
     Package { name: "slurmctld", program: Some("slurmctld") },
     Package { name: "slurmd", program: Some("slurmd") },
     Package { name: "slurm-client", program: Some("scontrol") },
@@ -22,10 +22,21 @@ const PACKAGES: [Package; 7] = [
     Package { name: "munge", program: Some("munged") },
     Package { name: "libmunge2", program: None },
     Package { name: "gcc", program: Some("cc") },
+    // For the tests' virtual machines with RDMA verbs.
+    Package { name: "qemu-system-x86", program: Some("qemu-system-x86_64") },
+    Package { name: "busybox-static", program: Some("busybox") },
+    Package { name: "kmod", program: Some("modprobe") },
+    Package { name: "xz-utils", program: Some("xz") },
+    Package { name: "iproute2", program: Some("rdma") },
+    Package { name: "procps", program: Some("sysctl") },
+    Package { name: "ibverbs-providers", program: None },
+    Package { name: "ibverbs-utils", program: Some("ibv_devinfo") },
 ];
 
 /// Independent tools that the benchmarks' baselines are held against, and the counter of instructions.
 const TOOLS: [&str; 3] = ["sockperf", "mbw", "valgrind"];
+
+const RDMA_TOOLS: [&str; 6] = ["perftest", "valgrind", "flex", "bison", "bc", "make"];
 
 const INSTALL: &str = include_str!("install.sh");
 
@@ -40,10 +51,20 @@ pub(crate) fn packages() -> anyhow::Result<()> {
 /// Installs the tools that make the benchmarks' ratios count. Without them they are void, and said to be.
 pub(crate) fn tools() {
     let missing: Vec<_> = TOOLS.into_iter().filter(|tool| find(tool).is_none()).collect();
+    install_if_possible(&missing, "some ratios are void");
+}
+
+/// Installs the verbs' own benchmarks, and what a kernel that runs at full speed is built with.
+pub(crate) fn rdma_tools() {
+    let missing: Vec<_> = RDMA_TOOLS.into_iter().filter(|package| !is_installed(package)).collect();
+    install_if_possible(&missing, "there is less to measure by");
+}
+
+fn install_if_possible(missing: &[&str], without: &str) {
     if !missing.is_empty()
-        && let Err(error) = install(&missing)
+        && let Err(error) = install(missing)
     {
-        eprintln!("without {}, some ratios are void: {error}", missing.join(" "));
+        eprintln!("without {}, {without}: {error}", missing.join(" "));
     }
 }
 

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, bail};
 
 use crate::{
-    book,
+    book, guest,
     run::{become_program, cargo, find, root, run, target_dir},
     setup::{packages, setup},
 };
@@ -15,6 +15,7 @@ pub(crate) fn test() -> anyhow::Result<()> {
     setup()?;
     lint()?;
     run(cargo(&["build", "--workspace", "--locked"]))?;
+    guest::prepare()?;
     if find("cargo-nextest").is_some() {
         run(cargo(&["test", "--workspace", "--locked", "--doc", "--quiet"]))?;
         return run(cargo(&["nextest", "run", "--workspace", "--locked", "--no-fail-fast"]));

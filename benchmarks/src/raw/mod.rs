@@ -8,6 +8,7 @@ mod futex;
 mod shm;
 mod tcp_blocking;
 mod tcp_busy;
+pub(crate) mod verbs;
 
 use anyhow::{Result, ensure};
 
@@ -28,6 +29,10 @@ pub enum Raw {
     TcpBusy,
     /// A loopback socket on which both ends sleep.
     TcpBlocking,
+    /// Writes with an immediate between two queue pairs; both ends poll.
+    Verbs,
+    /// The same; both ends sleep on a completion channel.
+    VerbsEvents,
 }
 
 /// What the peer does with a request.
@@ -53,7 +58,7 @@ pub struct Load {
 }
 
 /// This thread's end. Messages come back in the order in which they were sent.
-trait Transport {
+pub(crate) trait Transport {
     fn send(&mut self, request: &[u8]) -> Result<()>;
     fn receive(&mut self, reply: &mut [u8]) -> Result<()>;
 }
@@ -66,6 +71,8 @@ impl Raw {
             Self::Futex => "shared memory, futex",
             Self::TcpBusy => "busy-polled socket",
             Self::TcpBlocking => "blocking socket",
+            Self::Verbs => "verbs, polled",
+            Self::VerbsEvents => "verbs, events",
         }
     }
 
@@ -76,6 +83,8 @@ impl Raw {
             Self::Futex => run(&mut shm::start::<futex::Sleep>(load)?, load, trips, sample),
             Self::TcpBusy => run(&mut tcp_busy::start(load)?, load, trips, sample),
             Self::TcpBlocking => run(&mut tcp_blocking::start(load)?, load, trips, sample),
+            Self::Verbs => run(&mut verbs::start::<verbs::Polled>(load)?, load, trips, sample),
+            Self::VerbsEvents => run(&mut verbs::start::<verbs::Slept>(load)?, load, trips, sample),
         }
     }
 }
@@ -86,7 +95,8 @@ impl Load {
         Self { request: payload, work: Work::Echo, depth: 1, cpu }
     }
 
-    fn reply(&self) -> usize {
+    /// Bytes of a reply.
+    pub(crate) fn reply(&self) -> usize {
         self.work.reply_len(self.request)
     }
 }
@@ -115,7 +125,12 @@ pub fn sum(bytes: &[u8]) -> u64 {
     words.iter().fold(0, |sum, word| sum.wrapping_add(u64::from_le_bytes(*word)))
 }
 
-fn run(end: &mut impl Transport, load: Load, trips: Trips, sample: &mut Sample) -> Result<()> {
+pub(crate) fn run(
+    end: &mut impl Transport,
+    load: Load,
+    trips: Trips,
+    sample: &mut Sample,
+) -> Result<()> {
     if load.depth > 1 {
         return pipelined(end, load, trips, sample);
     }

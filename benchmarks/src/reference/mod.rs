@@ -5,6 +5,7 @@
 mod floor;
 mod large;
 mod mbw;
+pub mod perftest;
 mod sockperf;
 mod words;
 
@@ -52,6 +53,8 @@ pub fn of_echo(raw: Raw, payload: usize, cpus: Cpus, quick: bool) -> Result<Vec<
         Raw::Futex => references.push(words::parking(payload, cpus)?),
         Raw::TcpBusy => references.extend(sockperf::measure(payload, cpus, true)?),
         Raw::TcpBlocking => references.extend(sockperf::measure(payload, cpus, false)?),
+        Raw::Verbs => references.extend(perftest::latency(payload, cpus)?),
+        Raw::VerbsEvents => {}
     }
     Ok(references)
 }
@@ -70,6 +73,7 @@ pub fn of_sum(
     let measured = match raw {
         Raw::Shm | Raw::Futex => large::memory(bytes, trips, cpus),
         Raw::TcpBusy | Raw::TcpBlocking => large::socket(bytes, trips, cpus),
+        Raw::Verbs | Raw::VerbsEvents => return Ok(Vec::new()),
     };
     measured.map(|reference| vec![reference])
 }

@@ -10,7 +10,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 
-use self::questions::QUESTIONS;
+use self::questions::{QUESTIONS, RDMA_QUESTIONS};
 use crate::{figure::Figure, outcome::Outcome};
 
 /// Reports what lies in `directory`; into the book's page too, if one is given.
@@ -32,7 +32,8 @@ pub fn write(directory: &Path, book: Option<&Path>) -> Result<()> {
 }
 
 fn outcomes(directory: &Path) -> Result<Vec<Outcome>> {
-    let paths = QUESTIONS.iter().map(|question| directory.join(format!("{question}.json")));
+    let questions = QUESTIONS.iter().chain(&RDMA_QUESTIONS);
+    let paths = questions.map(|question| directory.join(format!("{question}.json")));
     paths.filter(|path| path.is_file()).map(|path| Outcome::read(&path)).collect()
 }
 

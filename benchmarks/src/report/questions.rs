@@ -12,3 +12,6 @@ pub(crate) const QUESTIONS: [&str; 9] = [
     "endurance",
     "instructions",
 ];
+
+/// Those on RDMA: asked where there is a device, on this machine or else in a guest.
+pub(crate) const RDMA_QUESTIONS: [&str; 2] = ["rdma_call", "rdma_instructions"];

@@ -5,6 +5,7 @@
 
 mod cluster;
 mod machine;
+mod rdma;
 mod slurm;
 
 use std::process::ExitCode;
@@ -90,6 +91,7 @@ fn examine(loaded: &Loaded) -> Vec<Finding> {
     findings.push(machine::cgroup());
     findings.push(machine::clock_source());
     findings.push(machine::clock_rate());
+    findings.extend(rdma::examine(config));
     findings
 }
 

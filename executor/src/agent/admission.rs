@@ -5,7 +5,7 @@
 use std::{os::fd::OwnedFd, time::Duration};
 
 use ed25519_dalek::{Signature, VerifyingKey};
-use gleaner_fabric::Geometry;
+use gleaner_fabric::{Geometry, rdma::Adapter};
 use gleaner_lease::{
     holder::AdmitError,
     state::EndReason,
@@ -16,12 +16,13 @@ use gleaner_proto::{
     ids::LeaseId,
     v1::{self, control_error::Code},
 };
+use prost::bytes::Bytes;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::{
     clock,
-    connection::{Joined, Proved, Refused},
+    connection::{Carrier, Joined, Proved, Refused},
     lease::Lease,
     node::Node,
 };
@@ -123,6 +124,7 @@ impl Node {
         match held.attach(id, &waiter.wanted, hot) {
             Ok((mut attached, messages)) => {
                 attached.safe_for_ms = safe_for.as_millis() as u64;
+                attached.rdma_addresses = rdma_addresses(self.adapter.as_ref());
                 self.sessions.insert(id, lease);
                 let joined = Joined { id, uid: held.claims.uid.0, attached, messages };
                 if waiter.reply.send(Ok(joined)).is_err() {
@@ -168,10 +170,10 @@ impl Node {
     /// Whether a connection may become a lane of a session: its client must hold the session's key.
     pub(super) fn lane(
         &mut self,
-        id: u64,
-        lane: u32,
+        wanted: &v1::DataLane,
         proved: &Proved,
     ) -> Result<Geometry, Refused> {
+        let v1::DataLane { session_id: id, lane, .. } = *wanted;
         let unknown = || Refused {
             code: Code::Session,
             message: format!("session {id} is not here: it ended, or was of another executor"),
@@ -179,7 +181,7 @@ impl Node {
         let lease = *self.sessions.get(&id).ok_or_else(unknown)?;
         let held = self.leases.get_mut(&lease).ok_or_else(unknown)?;
         let Proved { client_nonce, executor_nonce, signature } = proved;
-        let digest = lane_digest(client_nonce, executor_nonce, id, lane);
+        let digest = lane_digest(client_nonce, executor_nonce, id, lane, &wanted.endpoint);
         prove(&held.claims.client_key, &digest, signature)?;
         held.reserve_lane(id, lane)
             .map_err(|error| Refused { code: Code::Session, message: error.to_string() })
@@ -202,21 +204,21 @@ impl Node {
     }
 
     /// A lane's connection is ready for the worker.
-    pub(super) fn lane_ready(
-        &mut self,
-        id: u64,
-        lane: u32,
-        socket: &OwnedFd,
-        segment: Option<OwnedFd>,
-    ) {
+    pub(super) fn lane_ready(&mut self, id: u64, lane: u32, socket: &OwnedFd, carrier: Carrier) {
         let Some(lease) = self.sessions.get(&id).copied() else {
             return;
         };
-        let told = self.leases.get_mut(&lease).map(|held| held.add_link(id, lane, socket, segment));
+        let told = self.leases.get_mut(&lease).map(|held| held.add_link(id, lane, socket, carrier));
         if let Some(Err(error)) = told {
             self.worker_lost(lease, &error.to_string());
         }
     }
+}
+
+/// Where this node's workers are reached by RDMA now.
+fn rdma_addresses(adapter: Option<&Adapter>) -> Vec<Bytes> {
+    let addresses = adapter.map(Adapter::addresses).unwrap_or_default();
+    addresses.iter().map(|address| Bytes::copy_from_slice(&address.encode())).collect()
 }
 
 /// How long a worker looks for calls after each one, as its client wants it and the configuration allows.

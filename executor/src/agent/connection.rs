@@ -16,6 +16,7 @@ use gleaner_fabric::{Geometry, shm::Segment};
 use gleaner_proto::{
     PROTOCOL,
     control::{NONCE_LEN, challenge_digest},
+    endpoint::Endpoint,
     framing::{self, BadFrame, Incoming},
     v1::{self, FromAgent, ToAgent, control_error::Code, from_agent, hello::Purpose, to_agent},
 };
@@ -146,7 +147,18 @@ async fn starved(error: &io::Error) {
 
 enum Greeted {
     Session(Box<Joined>),
-    Lane { session: u64, lane: u32, segment: Option<OwnedFd> },
+    Lane { session: u64, lane: u32, carrier: Carrier },
+}
+
+/// What carries a lane's calls.
+#[derive(Debug)]
+pub(super) enum Carrier {
+    /// The connection itself.
+    Stream,
+    /// Memory that both map.
+    Segment(OwnedFd),
+    /// The client's queue pair, and one that the worker makes: the worker answers its client then.
+    Verbs(Box<Endpoint>),
 }
 
 async fn serve<S: Stream>(
@@ -163,9 +175,9 @@ async fn serve<S: Stream>(
             debug!(session = id, ?ended, "session over");
             let _ = shared.inputs.send(Input::SessionClosed { id }).await;
         }
-        Ok(Ok(Greeted::Lane { session, lane, segment })) => match stream.into_fd() {
+        Ok(Ok(Greeted::Lane { session, lane, carrier })) => match stream.into_fd() {
             Ok(socket) => {
-                let ready = Input::LaneReady { session, lane, socket, segment };
+                let ready = Input::LaneReady { session, lane, socket, carrier };
                 drop(shared.inputs.send(ready).await)
             }
             Err(error) => debug!(%error, "a lane's socket cannot be handed over"),
@@ -209,7 +221,7 @@ async fn greet<S: Stream>(stream: &mut S, shared: &Shared) -> Result<Greeted, Re
     match hello.purpose {
         Some(Purpose::Attach(wanted)) => {
             let joined = ask(shared, |reply| Input::Attach { wanted, proved, reply }).await?;
-            let attached = from_agent::Message::Attached(joined.attached);
+            let attached = from_agent::Message::Attached(joined.attached.clone());
             // The session exists from here on: whatever fails, its end is told by `serve`.
             if write(stream, attached).await.is_err() {
                 let _ = shared.inputs.send(Input::SessionClosed { id: joined.id }).await;
@@ -217,19 +229,40 @@ async fn greet<S: Stream>(stream: &mut S, shared: &Shared) -> Result<Greeted, Re
             }
             Ok(Greeted::Session(Box::new(joined)))
         }
-        Some(Purpose::DataLane(v1::DataLane { session_id: session, lane, transport })) => {
+        Some(Purpose::DataLane(wanted)) => {
+            let v1::DataLane { session_id: session, lane, .. } = wanted;
+            let asked = wanted.clone();
             let geometry =
-                ask(shared, |reply| Input::Lane { session, lane, proved, reply }).await?;
-            let ready = from_agent::Message::DataReady(v1::DataReady {});
-            let segment = if transport == v1::Transport::SharedMemory as i32 {
-                Some(send_segment(stream, ready, geometry).await?)
-            } else {
-                write(stream, ready).await.map_err(gone)?;
-                None
-            };
-            Ok(Greeted::Lane { session, lane, segment })
+                ask(shared, |reply| Input::Lane { wanted: asked, proved, reply }).await?;
+            let carrier = carrier(stream, &wanted, geometry).await?;
+            Ok(Greeted::Lane { session, lane, carrier })
         }
         None => Err(protocol("a Hello of a later version")),
+    }
+}
+
+/// Tells a lane's client that it may begin, or leaves that to the worker.
+async fn carrier<S: Stream>(
+    stream: &mut S,
+    wanted: &v1::DataLane,
+    geometry: Geometry,
+) -> Result<Carrier, Refused> {
+    let ready = from_agent::Message::DataReady(v1::DataReady::default());
+    let protocol = |message: String| Refused { code: Code::Protocol, message };
+    match v1::Transport::try_from(wanted.transport) {
+        Ok(v1::Transport::SharedMemory) => {
+            send_segment(stream, ready, geometry).await.map(Carrier::Segment)
+        }
+        Ok(v1::Transport::Verbs) => {
+            let endpoint = Endpoint::decode(&wanted.endpoint);
+            let endpoint = endpoint.map_err(|error| protocol(error.to_string()))?;
+            Ok(Carrier::Verbs(Box::new(endpoint)))
+        }
+        Ok(v1::Transport::Stream) => {
+            write(stream, ready).await.map_err(gone)?;
+            Ok(Carrier::Stream)
+        }
+        Err(_) => Err(protocol("a transport of a later version".into())),
     }
 }
 

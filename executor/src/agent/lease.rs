@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use super::{
     admission::Waiter,
+    connection::Carrier,
     functions::Functions,
     tune::{
         CANCEL_GRACE_MAX, CANCEL_LOOK, CANCELS_MAX, SESSION_QUEUE_MAX, SESSION_SLOTS_MAX,
@@ -39,6 +40,8 @@ pub(super) struct Session {
     hot: Duration,
     /// Lanes that have been connected.
     lanes: Vec<bool>,
+    /// Why one of its links broke: the others are being closed too.
+    broken: Option<String>,
     queue: mpsc::Sender<FromAgent>,
 }
 
@@ -180,7 +183,8 @@ impl Lease {
         self.board.clear_session(index);
         let (queue, messages) = mpsc::channel(SESSION_QUEUE_MAX);
         let connected = vec![false; lanes as usize];
-        self.sessions.insert(id, Session { index, geometry, hot, lanes: connected, queue });
+        let session = Session { index, geometry, hot, lanes: connected, broken: None, queue };
+        self.sessions.insert(id, session);
         self.orphan_since = None;
         let attached = v1::Attached {
             session_id: id,
@@ -191,6 +195,7 @@ impl Lease {
             grant_epoch: self.claims.epoch.0,
             safe_for_ms: 0,
             hot_timeout_ns: nanos(hot),
+            rdma_addresses: Vec::new(),
         };
         Ok((attached, messages))
     }
@@ -218,7 +223,7 @@ impl Lease {
         id: u64,
         lane: u32,
         socket: &OwnedFd,
-        segment: Option<OwnedFd>,
+        carrier: Carrier,
     ) -> Result<(), IpcError> {
         let Some(session) = self.sessions.get(&id) else {
             return Ok(());
@@ -226,9 +231,13 @@ impl Lease {
         let Session { index, geometry, hot, .. } = *session;
         let (lane, hot_ns) = (lane as u16, nanos(hot));
         let record = ToWorker::AddLink { session: index, lane, geometry, hot_ns };
-        if let Some(file) = segment {
-            self.tell(&ToWorker::Segment, Some(&file))?;
-            self.segments.push(HeldSegment { session: index, geometry, file });
+        match carrier {
+            Carrier::Stream => {}
+            Carrier::Segment(file) => {
+                self.tell(&ToWorker::Segment, Some(&file))?;
+                self.segments.push(HeldSegment { session: index, geometry, file });
+            }
+            Carrier::Verbs(endpoint) => self.tell(&ToWorker::Verbs(*endpoint), None)?,
         }
         self.tell(&record, Some(socket))?;
         self.links[usize::from(index)] += 1;
@@ -246,12 +255,34 @@ impl Lease {
     }
 
     /// The worker serves one link less. The memory of a session goes with its last one: until then a function may use it.
-    pub(super) fn link_closed(&mut self, index: u16) {
-        let Some(links) = self.links.get_mut(usize::from(index)) else { return };
+    ///
+    /// A link that closes while its session is here has broken: the session's other links are closed too, so that nothing
+    /// of it begins any more. Returns the session once that is done, to be told how its calls stand.
+    pub(super) fn link_closed(&mut self, index: u16, why: &str) -> Result<Option<u64>, IpcError> {
+        let Some(links) = self.links.get_mut(usize::from(index)) else { return Ok(None) };
         *links = links.saturating_sub(1);
-        if *links == 0 {
+        let last = *links == 0;
+        if last {
             self.segments.retain(|segment| segment.session != index);
         }
+        let here = self.sessions.iter_mut().find(|(_, session)| session.index == index);
+        let Some((&id, session)) = here else { return Ok(None) };
+        if session.broken.is_none() {
+            session.broken = Some(why.to_owned());
+            self.tell(&ToWorker::DropSession { session: index }, None)?;
+        }
+        Ok(last.then_some(id))
+    }
+
+    /// Ends a session whose links are all closed: its calls' states are final.
+    pub(super) fn evict_one(&mut self, id: u64, now: Stamp) {
+        let Some(session) = self.sessions.remove(&id) else { return };
+        self.forget(id, session.index);
+        if self.sessions.is_empty() {
+            self.orphan_since = Some(now);
+        }
+        let why = session.broken.clone().unwrap_or_default();
+        self.tell_verdicts(&session, EndReason::ExecutorLost, &why);
     }
 
     /// Ends one session; the lease goes on. `comes_back`: its client said so.
@@ -259,12 +290,16 @@ impl Lease {
         let Some(session) = self.sessions.remove(&id) else {
             return Ok(());
         };
-        self.functions.forget(id);
-        self.cancels.retain(|cancelled| cancelled.place.session != session.index);
+        self.forget(id, session.index);
         if self.sessions.is_empty() && !comes_back {
             self.orphan_since = Some(now);
         }
         self.tell(&ToWorker::DropSession { session: session.index }, None)
+    }
+
+    fn forget(&mut self, id: u64, index: u16) {
+        self.functions.forget(id);
+        self.cancels.retain(|cancelled| cancelled.place.session != index);
     }
 
     /// Puts a message into a session's queue. False: it is full or closed, and the session must go.
@@ -343,16 +378,18 @@ impl Lease {
     pub(super) fn evict(&mut self, reason: EndReason, detail: &str) {
         self.segments.clear();
         let sessions = std::mem::take(&mut self.sessions);
-        for session in sessions.into_values() {
-            let evicted = v1::Evicted {
-                reason: reason as i32,
-                detail: detail.to_owned(),
-                verdicts: self.verdicts(session.index, reason),
-            };
-            let message = FromAgent { message: Some(from_agent::Message::Evicted(evicted)) };
-            // A full queue is a client that does not read: it gets no verdict, and delays nobody.
-            let _ = session.queue.try_send(message);
-        }
+        sessions.values().for_each(|session| self.tell_verdicts(session, reason, detail));
+    }
+
+    fn tell_verdicts(&self, session: &Session, reason: EndReason, detail: &str) {
+        let evicted = v1::Evicted {
+            reason: reason as i32,
+            detail: detail.to_owned(),
+            verdicts: self.verdicts(session.index, reason),
+        };
+        let message = FromAgent { message: Some(from_agent::Message::Evicted(evicted)) };
+        // A full queue is a client that does not read: it gets no verdict, and delays nobody.
+        let _ = session.queue.try_send(message);
     }
 
     fn verdicts(&self, session: u16, reason: EndReason) -> Vec<v1::Verdict> {

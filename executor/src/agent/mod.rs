@@ -33,6 +33,7 @@ use std::{
 
 use ed25519_dalek::SigningKey;
 use gleaner_config::{Config, LogFormat};
+use gleaner_fabric::rdma::Adapter;
 use gleaner_identity::{Auth, Authority, IdentityError};
 use gleaner_lease::holder::{Holder, Identity};
 use gleaner_proto::{PROTOCOL, control::LIBRARY_MAX, v1::Register};
@@ -40,7 +41,7 @@ use tokio::{
     net::{TcpListener, UnixListener},
     sync::{Semaphore, mpsc},
 };
-use tracing::info;
+use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::keeper::{ipc::Inherited, journal};
@@ -107,6 +108,9 @@ async fn serve(inherited: Inherited, config: &Config) -> Result<(), AgentError> 
         inputs: inputs.clone(),
         greetings: Arc::new(Semaphore::new(tune::GREETINGS_MAX)),
     });
+    let (adapter, without) = adapter(config);
+    let mut inherited = inherited;
+    inherited.limitations.extend(without);
     let uplink = Uplink {
         harvester: config.harvester.address.clone(),
         authority: Authority::load(&auth(config))?,
@@ -125,11 +129,24 @@ async fn serve(inherited: Inherited, config: &Config) -> Result<(), AgentError> 
         reports,
         &config.executor,
         single_uid,
+        adapter,
     )?;
     tokio::spawn(connection::listen_tcp(listener, shared.clone()));
     tokio::spawn(connection::listen_local(local, shared));
     tokio::spawn(uplink.run());
     node.run(received).await
+}
+
+/// The RDMA device, if it is to be used; else in a sentence why not, where that is a lack.
+fn adapter(config: &Config) -> (Option<Adapter>, Option<String>) {
+    match crate::rdma::settings(config).map(|settings| Adapter::open(&settings)) {
+        None => (None, None),
+        Some(Ok(adapter)) => (Some(adapter), None),
+        Some(Err(error)) => {
+            warn!(%error, "executor.rdma is on");
+            (None, Some(error.to_string()))
+        }
+    }
 }
 
 /// Without munge nobody is told apart over the network: loopback only.

@@ -13,7 +13,7 @@ use std::{
 };
 
 use ed25519_dalek::VerifyingKey;
-use gleaner_fabric::Geometry;
+use gleaner_fabric::{Geometry, rdma::Adapter};
 use gleaner_lease::{
     holder::{Holder, Stop},
     state::EndReason,
@@ -34,7 +34,7 @@ use super::{
     AgentError,
     admission::AttachReply,
     clock,
-    connection::{Proved, Refused, Shared, refusal},
+    connection::{Carrier, Proved, Refused, Shared, refusal},
     functions::{Answers, Open},
     lease::{Lease, Worker},
     meter::{self, Kernel},
@@ -54,14 +54,9 @@ pub(super) enum Input {
     /// A greeted client wants a session.
     Attach { wanted: v1::Attach, proved: Proved, reply: AttachReply },
     /// A greeted connection wants to be a session's lane.
-    Lane {
-        session: u64,
-        lane: u32,
-        proved: Proved,
-        reply: oneshot::Sender<Result<Geometry, Refused>>,
-    },
+    Lane { wanted: v1::DataLane, proved: Proved, reply: oneshot::Sender<Result<Geometry, Refused>> },
     /// Its client knows; the connection is the worker's from now on, and the memory of both if there is one.
-    LaneReady { session: u64, lane: u32, socket: OwnedFd, segment: Option<OwnedFd> },
+    LaneReady { session: u64, lane: u32, socket: OwnedFd, carrier: Carrier },
     /// A session's client says something.
     Session { id: u64, message: to_agent::Message },
     /// A session's connection is gone.
@@ -90,6 +85,8 @@ pub(super) struct Node {
     pub(super) hot_timeout: (Duration, Duration),
     pub(super) reports: Reports,
     pub(super) shared: Arc<Shared>,
+    /// The device that workers serve clients through, for its addresses.
+    pub(super) adapter: Option<Adapter>,
     keeper: Socket,
     keeper_ready: AsyncFd<OwnedFd>,
     /// Orders that the keeper had no room for.
@@ -107,6 +104,7 @@ impl Node {
         reports: Reports,
         config: &gleaner_config::Executor,
         single_uid: Option<u32>,
+        adapter: Option<Adapter>,
     ) -> io::Result<Self> {
         let sessions_max =
             config.sessions_per_lease.clamp(1, u32::from(crate::board::SESSIONS_MAX));
@@ -121,6 +119,7 @@ impl Node {
             hot_timeout: (config.hot_timeout, config.hot_timeout_max),
             reports,
             shared,
+            adapter,
             keeper_ready: crate::sys::watch(keeper.as_fd().try_clone_to_owned()?)?,
             keeper,
             orders: VecDeque::new(),
@@ -156,11 +155,11 @@ impl Node {
     fn input(&mut self, input: Input) {
         match input {
             Input::Attach { wanted, proved, reply } => self.attach(wanted, &proved, reply),
-            Input::Lane { session, lane, proved, reply } => {
-                drop(reply.send(self.lane(session, lane, &proved)));
+            Input::Lane { wanted, proved, reply } => {
+                drop(reply.send(self.lane(&wanted, &proved)));
             }
-            Input::LaneReady { session, lane, socket, segment } => {
-                self.lane_ready(session, lane, &socket, segment);
+            Input::LaneReady { session, lane, socket, carrier } => {
+                self.lane_ready(session, lane, &socket, carrier);
             }
             Input::Session { id, message } => self.session(id, message),
             Input::SessionClosed { id } => self.end_session(id, false),
@@ -375,7 +374,17 @@ impl Node {
             FromWorker::FunctionFailed { function, message } => {
                 held.functions.failed(function, &message)
             }
-            FromWorker::LinkClosed { session, .. } => return held.link_closed(session),
+            FromWorker::LinkClosed { session, message, .. } => {
+                match held.link_closed(session, &message) {
+                    Ok(None) => {}
+                    Ok(Some(id)) => {
+                        held.evict_one(id, clock::now());
+                        self.sessions.remove(&id);
+                    }
+                    Err(error) => self.worker_lost(lease, &error.to_string()),
+                }
+                return;
+            }
         };
         answers.into_iter().for_each(|(session, answer)| self.answer(session, answer));
     }

@@ -15,7 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::idle_group::{IdleGroup, Rank};
+use super::{
+    idle_group::{IdleGroup, Rank},
+    log::say,
+};
 
 use nix::{
     fcntl::{OFlag, openat},
@@ -123,6 +126,9 @@ impl Hierarchy {
             (Some((fd, path)), Some(own)) if delegate(own, name, path) => fd.try_clone().ok(),
             _ => None,
         };
+        if let (Some(_), Some((_, path)), Some(own)) = (&memory_v2, &v2, &v2_own) {
+            delegate_rdma(own, path);
+        }
         let memory = match (memory_v2, &v2) {
             (Some(fd), Some((_, path))) => Some((fd, path.clone(), MemoryFiles::V2)),
             _ => own_group(&mounts, &own, Some("memory"))
@@ -266,6 +272,22 @@ impl Group {
         Ok(())
     }
 
+    /// Limits what the group holds of each RDMA device: one open context, and so many objects. Where the kernel does not count
+    /// them, nothing is limited.
+    pub(super) fn limit_rdma(&self, objects: u32) -> io::Result<()> {
+        let Some(dir) = &self.v2 else { return Ok(()) };
+        let mut buffer = [0; 4096];
+        let limits = match read_at(dir, c"rdma.max", &mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            limits => std::str::from_utf8(limits?).map_err(io::Error::other)?,
+        };
+        for device in limits.lines().filter_map(|line| line.split(' ').next()) {
+            let limit = Name::new(format_args!("{device} hca_handle=1 hca_object={objects}"));
+            write_at(dir, c"rdma.max", limit.as_c_str().to_bytes())?;
+        }
+        Ok(())
+    }
+
     /// The most memory that the group has held.
     pub(super) fn memory_peak(&self) -> Option<u64> {
         let (dir, files) = self.memory.as_ref()?;
@@ -309,6 +331,15 @@ pub(super) fn make(path: &Path) -> Option<(OwnedFd, PathBuf)> {
     }
     let dir = fs::File::open(path).ok()?;
     Some((dir.into(), path.to_owned()))
+}
+
+/// Passes v2's rdma controller down as well, if it is there; the memory controller has made room for that.
+fn delegate_rdma(own: &Path, node_group: &Path) {
+    let passed = fs::write(own.join("cgroup.subtree_control"), "+rdma")
+        .and_then(|()| fs::write(node_group.join("cgroup.subtree_control"), "+rdma"));
+    if let Err(error) = passed {
+        say(format_args!("the rdma controller is not used: {error}"));
+    }
 }
 
 /// Passes v2's memory controller down to the workers' groups, and the CPU controller to the node's, if it is there. A group that

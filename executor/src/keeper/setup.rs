@@ -16,6 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use gleaner_fabric::rdma::OBJECTS_PER_LINK;
 use gleaner_lease::deadlines::{Bounds, Deadlines};
 use gleaner_proto::{
     hook::HOOK_SOCKET,
@@ -54,6 +55,8 @@ use crate::sys::{self, Program};
 pub const AGENT_SOCKET: &str = "agent.sock";
 /// The kill switch, beside the nodes' runtime directories: while it is there nothing starts.
 pub const SWITCH_FILE: &str = "off";
+/// Objects of an RDMA device that some drivers make for themselves.
+const RDMA_OVERHEAD_OBJECTS: u32 = 64;
 const LOCK_FILE: &str = "keeper.pid";
 const CLIENTS_BACKLOG: i32 = 128;
 
@@ -95,8 +98,10 @@ pub(super) fn prepare(arguments: &Arguments) -> Result<Ready, KeeperError> {
         step("give the agent its place in the journal", given)?;
     }
     let listener = step("listen for local clients", listen_local(&run_dir.join(AGENT_SOCKET)))?;
+    let rdma_objects = config.rdma.then(|| rdma_objects(config));
+    let (program, null_worker) = (worker_program, null()?);
     let parts =
-        Parts { hierarchy, bond, program: worker_program, null: null()?, table, cores, offer };
+        Parts { hierarchy, bond, program, null: null_worker, table, cores, offer, rdma_objects };
     let policy = &arguments.config.policy;
     let bounds = Bounds { grant_max: policy.grant_ttl, lease_max: policy.lease_ttl_max };
     let mut keeper = Keeper {
@@ -224,6 +229,11 @@ fn offer(config: &gleaner_config::Executor, cores: &Cores) -> Result<Offer, Keep
     Ok(Offer { cores: config.cores.unwrap_or(cores.len() as u32), memory_bytes })
 }
 
+/// A link for each session on a core.
+fn rdma_objects(config: &gleaner_config::Executor) -> u32 {
+    config.sessions_per_lease.saturating_mul(OBJECTS_PER_LINK).saturating_add(RDMA_OVERHEAD_OBJECTS)
+}
+
 /// The agent's and the worker's command lines: this same executable, even if its file is replaced meanwhile.
 fn programs(
     arguments: &Arguments,
@@ -243,6 +253,9 @@ fn programs(
     words.extend(["--node".into(), arguments.node.as_str().into()]);
     let mut worker = words[..1].to_vec();
     worker.push("worker".into());
+    if let Some(settings) = crate::rdma::settings(&arguments.config) {
+        worker.extend(["--rdma".into(), settings.to_string().into()]);
+    }
     words.extend(["agent".into(), "--run-dir".into(), run_dir.into()]);
     words.extend(["--cores".into(), offer.cores.to_string().into()]);
     words.extend(["--memory".into(), offer.memory_bytes.to_string().into()]);

@@ -134,6 +134,7 @@ pub(super) struct Workers {
     table: Table,
     cores: Cores,
     offer: Offer,
+    rdma_objects: Option<u32>,
     /// A worker ended by itself while it waited: starting another at once would only spin.
     waiting_died: bool,
 }
@@ -147,14 +148,28 @@ pub(super) struct Parts {
     pub(super) table: Table,
     pub(super) cores: Cores,
     pub(super) offer: Offer,
+    /// Objects of an RDMA device that a worker may hold for each of its cores; `None`: it opens none.
+    pub(super) rdma_objects: Option<u32>,
 }
 
 impl Workers {
     /// An empty table of fixed size.
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { hierarchy, bond, program, null, table, cores, offer } = parts;
+        let Parts { hierarchy, bond, program, null, table, cores, offer, rdma_objects } = parts;
         let slots = (0..WORKERS_MAX).map(|_| Slot::EMPTY).collect();
-        Self { slots, hierarchy, bond, program, null, table, cores, offer, waiting_died: false }
+        let waiting_died = false;
+        Self {
+            slots,
+            hierarchy,
+            bond,
+            program,
+            null,
+            table,
+            cores,
+            offer,
+            rdma_objects,
+            waiting_died,
+        }
     }
 
     /// Workers that wait for a lease.
@@ -239,7 +254,7 @@ impl Workers {
         slot.lease = Some(lease);
         slot.state = State::Becoming { until_ns: now_ns.saturating_add(BECOME_BOUND_NS) };
         let process = slot.process;
-        let given = slot.give(&lease);
+        let given = slot.give(&lease, self.rdma_objects);
         let noted = self.table.set(index, Some((process, wanted.lease.0)));
         if let Err(error) = given.and(noted) {
             // The worker's end frees the cores and answers the agent.
@@ -441,9 +456,12 @@ impl Slot {
     }
 
     /// Limits the group and sends the hand-over.
-    fn give(&self, lease: &Become) -> io::Result<()> {
+    fn give(&self, lease: &Become, rdma_objects: Option<u32>) -> io::Result<()> {
         if let Some(group) = &self.group {
             group.limit_memory(lease.memory_bytes.saturating_add(OVERHEAD_BYTES))?;
+            if let Some(objects) = rdma_objects {
+                group.limit_rdma(objects.saturating_mul(lease.cores().len() as u32))?;
+            }
         }
         let handover = self.handover.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         sys::send_with_fd(handover.as_fd(), &lease.encode(), None)

@@ -3,7 +3,10 @@
 //!
 //! An allow-list. What is not on it fails with EPERM; `clone3`, whose flags a filter cannot read, with ENOSYS, so that
 //! glibc falls back to `clone`. Threads, memory, the given descriptors, reading files and one's own signals are there;
-//! processes, programs, sockets, other processes, clocks and limits are not.
+//! processes, programs, sockets, other processes, clocks and limits are not. A worker that serves clients by RDMA may also
+//! ask its open device for verbs.
+
+use std::os::fd::RawFd;
 
 use libc::{c_int, c_long};
 use seccompiler::{
@@ -177,8 +180,12 @@ fn rule<const N: usize>(
     SeccompRule::new(conditions.into_iter().collect::<Result<_, _>>()?)
 }
 
-/// Calls that are allowed with some arguments only. `tgid` is the worker's own, as it sees itself.
-fn conditional(tgid: u32) -> Result<Rules, seccompiler::BackendError> {
+/// What set-up and tear-down of RDMA objects ask of their device: `RDMA_VERBS_IOCTL`.
+const RDMA_VERBS_IOCTL: u64 = 0xc018_1b01;
+
+/// Calls that are allowed with some arguments only. `tgid` is the worker's own, as it sees itself; `verbs` its RDMA device,
+/// if it has one.
+fn conditional(tgid: u32, verbs: Option<RawFd>) -> Result<Rules, seccompiler::BackendError> {
     let either = |index, values: &[c_int]| -> Result<Vec<_>, seccompiler::BackendError> {
         values.iter().map(|&value| rule([int(index, value)])).collect()
     };
@@ -194,6 +201,10 @@ fn conditional(tgid: u32) -> Result<Rules, seccompiler::BackendError> {
     let named = [libc::PR_SET_NAME, libc::PR_GET_NAME, PR_SET_VMA];
     let tcp = [libc::TCP_NODELAY, libc::TCP_QUICKACK];
     let tcp = tcp.map(|option| rule([int(1, libc::IPPROTO_TCP), int(2, option)]));
+    let mut ioctl = either(1, &request)?;
+    if let Some(device) = verbs {
+        ioctl.push(rule([int(0, device), is(1, RDMA_VERBS_IOCTL)])?);
+    }
     Ok(vec![
         (libc::SYS_clone, vec![rule([bits(0, THREAD | NAMESPACES, THREAD)])?]),
         (libc::SYS_tgkill, vec![rule([int(0, tgid as c_int)])?]),
@@ -201,7 +212,7 @@ fn conditional(tgid: u32) -> Result<Rules, seccompiler::BackendError> {
         #[cfg(target_arch = "x86_64")]
         (libc::SYS_open, vec![rule([bits(1, OPEN_CHANGES, libc::O_RDONLY)])?]),
         (libc::SYS_fcntl, either(1, &descriptor)?),
-        (libc::SYS_ioctl, either(1, &request)?),
+        (libc::SYS_ioctl, ioctl),
         (libc::SYS_prctl, either(0, &named)?),
         (libc::SYS_prlimit64, vec![rule([int(0, 0), is(2, 0)])?]),
         // Into the idle class and never out of it: the sandbox's own last step.
@@ -213,11 +224,11 @@ fn conditional(tgid: u32) -> Result<Rules, seccompiler::BackendError> {
 
 /// The two programs: the allow-list, and the one that gives `clone3` its own error. Takes 100 µs or so: build it while
 /// the worker waits.
-pub(super) fn build(tgid: u32) -> Result<[BpfProgram; 2], FilterError> {
+pub(super) fn build(tgid: u32, verbs: Option<RawFd>) -> Result<[BpfProgram; 2], FilterError> {
     let here = TargetArch::try_from(std::env::consts::ARCH)?;
     let plain = PLAIN.iter().chain(PLAIN_HERE).chain(&[libc::SYS_clone3]);
     let mut rules: Rules = plain.map(|&call| (call, Vec::new())).collect();
-    rules.extend(conditional(tgid)?);
+    rules.extend(conditional(tgid, verbs)?);
     let denied = SeccompAction::Errno(libc::EPERM as u32);
     let list = SeccompFilter::new(rules.into_iter().collect(), denied, SeccompAction::Allow, here)?;
     let clone3 = [(libc::SYS_clone3, Vec::new())].into_iter().collect();

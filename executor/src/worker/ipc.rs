@@ -4,7 +4,7 @@
 //! here. Both sides decode with the same bounds: a worker runs foreign code, so the agent trusts nothing it sends.
 //!
 //! ```text
-//! agent → worker: Init+board, [Segment+memfd,] AddLink+socket, SetHot, DropSession, Library+memfd, OpenFunction, Finish
+//! agent → worker: Init+board, [Segment+memfd | Verbs,] AddLink+socket, SetHot, DropSession, Library+memfd, OpenFunction, Finish
 //! worker → agent: Ready, FunctionOpened, FunctionFailed, LinkClosed
 //! ```
 #![forbid(unsafe_code)]
@@ -16,6 +16,7 @@ use std::{
 };
 
 use gleaner_fabric::Geometry;
+use gleaner_proto::endpoint::{ENDPOINT_LEN, Endpoint};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::sys;
@@ -55,7 +56,9 @@ pub enum ToWorker {
     },
     /// The memory of the next `AddLink`, with its descriptor: calls travel there.
     Segment,
-    /// A connection to serve, with its descriptor; calls travel as its bytes, if no `Segment` came right before.
+    /// The client's end of the next `AddLink`: calls travel by RDMA, and the worker answers the client itself.
+    Verbs(Endpoint),
+    /// A connection to serve, with its descriptor; calls travel as its bytes, if neither `Segment` nor `Verbs` came right before.
     AddLink {
         /// The session's index on the board.
         session: u16,
@@ -237,6 +240,10 @@ impl Record for ToWorker {
             }
             Self::Finish => out.push(6),
             Self::Segment => out.push(7),
+            Self::Verbs(endpoint) => {
+                out.push(9);
+                out.extend(endpoint.encode());
+            }
         }
         out
     }
@@ -268,6 +275,10 @@ impl Record for ToWorker {
             6 => Self::Finish,
             7 => Self::Segment,
             8 => Self::SetHot { session: fields.u16()?, hot_ns: fields.u64()? },
+            9 => {
+                let endpoint = Endpoint::decode(&fields.take::<ENDPOINT_LEN>()?);
+                Self::Verbs(endpoint.map_err(|_| IpcError::Record("its endpoint is none"))?)
+            }
             _ => return Err(IpcError::Record("its kind is unknown")),
         };
         fields.end().map(|()| record)

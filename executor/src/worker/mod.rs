@@ -10,6 +10,7 @@
 //! knows of calls lies on the [board](crate::board), which the agent owns.
 
 mod call;
+mod connection;
 mod elf;
 mod fault;
 mod filter;
@@ -29,14 +30,14 @@ use std::{
 };
 
 use gleaner_fabric::{
-    Geometry, Link, Side,
+    Geometry,
     clock::{Calibration, Clock},
-    shm::{Direction, Segment, ShmLink},
-    tcp::TcpLink,
+    rdma::{self, Adapter, RdmaError, Settings},
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use self::{
+    connection::{Carrier, Connection},
     function::{Libraries, Table},
     ipc::{FromWorker, IpcError, ToWorker},
     lanes::Lanes,
@@ -88,29 +89,42 @@ struct Shared {
 
 /// Waits until the keeper needs this process, becomes the worker of a lease, and serves it until its agent says that it is
 /// over. The process must have one thread. Exit after it returns, whatever it returns: foreign code has run here.
-pub fn run(keeper: OwnedFd, agent: OwnedFd) -> Result<(), WorkerError> {
+pub fn run(keeper: OwnedFd, agent: OwnedFd, rdma: Option<&Settings>) -> Result<(), WorkerError> {
     let calibration = Calibration::begin();
-    let (_, lanes) = sandbox::enter(keeper, |lease| Lanes::start(lease.cores()))?;
-    let served = serve(agent, lanes, calibration.end());
+    if rdma.is_some() {
+        // Loads the library and the devices' drivers while nobody waits. Whether there are any, opening one will say.
+        let _ = rdma::devices();
+    }
+    let confined = sandbox::enter(keeper, rdma, |lease| Lanes::start(lease.cores()))?;
+    let served = serve(agent, confined.prepared, calibration.end(), confined.adapter);
     fault::orderly();
     served
 }
 
-fn serve(agent: OwnedFd, lanes: Lanes, clock: Clock) -> Result<(), WorkerError> {
+fn serve(
+    agent: OwnedFd,
+    lanes: Lanes,
+    clock: Clock,
+    adapter: Option<Result<Adapter, RdmaError>>,
+) -> Result<(), WorkerError> {
     let shared = init(agent, &lanes, clock)?;
     fault::install(&shared.board).map_err(io_step("install the fault handlers"))?;
     fault::use_own_stack().map_err(io_step("set the fault stack"))?;
     lanes.tell_all(|| Mail::Start(shared))?;
     answer(shared, &FromWorker::Ready)?;
     let mut libraries = Libraries::new();
-    let mut segment = None;
+    let mut carrier = Carrier::Stream;
     loop {
         match receive(&shared.agent)? {
             (ToWorker::Init { .. }, _) => return Err(WorkerError::Init("it came twice")),
-            (ToWorker::Segment, file) => segment = Some(file.ok_or(WorkerError::NoDescriptor)?),
+            (ToWorker::Segment, file) => {
+                carrier = Carrier::Segment(file.ok_or(WorkerError::NoDescriptor)?);
+            }
+            (ToWorker::Verbs(peer), _) => carrier = Carrier::Verbs(peer),
             (ToWorker::AddLink { session, lane, geometry, hot_ns }, socket) => {
                 let socket = socket.ok_or(WorkerError::NoDescriptor)?;
-                let connection = Connection { socket, segment: segment.take() };
+                let carrier = std::mem::replace(&mut carrier, Carrier::Stream);
+                let connection = Connection { socket, carrier, adapter: adapter.as_ref() };
                 add_link(shared, &lanes, (session, lane), geometry, hot_ns, connection)?;
             }
             (ToWorker::SetHot { session, hot_ns }, _) => {
@@ -163,7 +177,7 @@ fn add_link(
     (session, lane): (u16, u16),
     geometry: Geometry,
     hot_ns: u64,
-    connection: Connection,
+    connection: Connection<'_>,
 ) -> Result<(), WorkerError> {
     let shape = shared.board.shape();
     let fits = session < shape.sessions && lane < shape.lanes && geometry.window <= shape.window;
@@ -177,27 +191,6 @@ fn add_link(
             Ok(lanes.tell(lane, Mail::Add { session, hot, link })?)
         }
         Err(message) => answer(shared, &FromWorker::LinkClosed { session, lane, message }),
-    }
-}
-
-/// A client's connection to one lane, and the memory that its calls go through, if they do.
-struct Connection {
-    socket: OwnedFd,
-    segment: Option<OwnedFd>,
-}
-
-impl Connection {
-    fn into_link(self, geometry: Geometry) -> Result<Box<dyn Link>, String> {
-        let Self { socket, segment } = self;
-        let Some(file) = segment else {
-            let link = TcpLink::new(socket, Side::Worker, geometry);
-            return Ok(Box::new(link.map_err(|error| error.to_string())?));
-        };
-        let segment = Segment::open(file.as_fd(), geometry).map_err(|error| error.to_string())?;
-        segment.prefault(Direction::Responses).map_err(|error| error.to_string())?;
-        // The client waits for this one byte before it touches the memory: its pages are this lease's now.
-        crate::sys::send_with_fd(socket.as_fd(), &[0], None).map_err(|error| error.to_string())?;
-        Ok(Box::new(ShmLink::new(segment, socket, Side::Worker)))
     }
 }
 

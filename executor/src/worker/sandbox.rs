@@ -14,12 +14,13 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
+use gleaner_fabric::rdma::{Adapter, RdmaError, Settings};
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         prctl,
-        resource::{Resource, rlim_t, setrlimit},
+        resource::{Resource, getrlimit, rlim_t, setrlimit},
         signal::Signal,
         stat::{Mode, umask},
     },
@@ -125,15 +126,30 @@ impl SandboxError {
     }
 }
 
+/// What came out of the confinement.
+#[derive(Debug)]
+pub struct Confinement<T> {
+    /// The lease.
+    pub lease: Become,
+    /// What was prepared.
+    pub prepared: T,
+    /// The RDMA device, if one was to be opened.
+    pub adapter: Option<Result<Adapter, RdmaError>>,
+}
+
 /// Waits for the keeper's word on `keeper`, confines this process, and tells the keeper. The process must have one thread.
 ///
 /// `prepare` runs as the lease's user, before the filter: threads are started and pinned there, since afterwards no thread
 /// may choose its CPU. Each ends its own start with [`sys::become_idle`]. No foreign code may run in it. On an error the keeper has been told; exit.
+///
+/// With `rdma`, the device is opened: as the lease's user too, since the kernel ties an open device to who opened it. Without
+/// it the lease is served all the same.
 pub fn enter<T>(
     keeper: OwnedFd,
+    rdma: Option<&Settings>,
     prepare: impl FnOnce(&Become) -> io::Result<T>,
-) -> Result<(Become, T), SandboxError> {
-    let result = confine(&keeper, prepare);
+) -> Result<Confinement<T>, SandboxError> {
+    let result = confine(&keeper, rdma, prepare);
     let confined = match &result {
         Ok(_) => Confined { step: 0, errno: 0 },
         Err(error) => error.confined(),
@@ -149,18 +165,36 @@ pub fn enter<T>(
 
 fn confine<T>(
     keeper: &OwnedFd,
+    rdma: Option<&Settings>,
     prepare: impl FnOnce(&Become) -> io::Result<T>,
-) -> Result<(Become, T), SandboxError> {
-    let programs = filter::build(std::process::id())?;
+) -> Result<Confinement<T>, SandboxError> {
+    let mut programs = filter::build(std::process::id(), None)?;
     let lease = receive(keeper)?;
+    if rdma.is_some() {
+        allow_pinning(&lease)?;
+    }
     change_user(&lease)?;
     tie_to_keeper(keeper)?;
     step(Step::Hide, prctl::set_dumpable(false))?;
     limit(&lease)?;
     leave_streams()?;
+    let adapter = rdma.map(Adapter::open);
+    if let Some(Ok(adapter)) = &adapter {
+        programs = filter::build(std::process::id(), Some(adapter.device.command_fd()))?;
+    }
     let prepared = step(Step::Prepare, prepare(&lease))?;
     filter::apply(&programs)?;
-    Ok((lease, prepared))
+    Ok(Confinement { lease, prepared, adapter })
+}
+
+/// A device takes pinned memory only, and the lease has so much. As root; otherwise what the user has.
+fn allow_pinning(lease: &Become) -> Result<(), SandboxError> {
+    let (_, hard) = step(Step::Limits, getrlimit(Resource::RLIMIT_MEMLOCK))?;
+    let most = match geteuid().is_root() {
+        true => lease.memory_bytes,
+        false => lease.memory_bytes.min(hard),
+    };
+    step(Step::Limits, setrlimit(Resource::RLIMIT_MEMLOCK, most, most))
 }
 
 fn receive(keeper: &OwnedFd) -> Result<Become, SandboxError> {
@@ -226,7 +260,7 @@ fn limit(lease: &Become) -> Result<(), SandboxError> {
         limits.push((Resource::RLIMIT_DATA, lease.memory_bytes.saturating_add(overhead)));
     }
     for (resource, most) in limits {
-        let (_, hard) = step(Step::Limits, nix::sys::resource::getrlimit(resource))?;
+        let (_, hard) = step(Step::Limits, getrlimit(resource))?;
         let most = most.min(hard);
         step(Step::Limits, setrlimit(resource, most, most))?;
     }

@@ -57,7 +57,7 @@ impl Raw {
         let digest_of = |executor_nonce: &[u8]| match &purpose {
             Purpose::Attach(attach) => attach_digest(&nonce, executor_nonce, &attach.token),
             Purpose::DataLane(lane) => {
-                lane_digest(&nonce, executor_nonce, lane.session_id, lane.lane)
+                lane_digest(&nonce, executor_nonce, lane.session_id, lane.lane, &lane.endpoint)
             }
         };
         let hello = v1::Hello {

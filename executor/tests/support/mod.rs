@@ -340,13 +340,10 @@ impl Drop for Bench {
     }
 }
 
-/// The cgroups of the node with this runtime directory, in all hierarchies.
+/// The cgroups of the node with this runtime directory: in all hierarchies, or in the only one.
 pub(crate) fn groups(node_dir: &Path) -> Vec<PathBuf> {
-    let name = keeper::group_name(node_dir);
     let mut found = Vec::new();
-    for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-        walk(&hierarchy.path(), &name, 4, &mut found);
-    }
+    walk(Path::new("/sys/fs/cgroup"), &keeper::group_name(node_dir), 5, &mut found);
     found
 }
 

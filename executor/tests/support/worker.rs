@@ -60,7 +60,8 @@ impl Remote {
 pub(crate) fn run() -> ! {
     let keeper = sys::inherited(3).unwrap();
     let agent = sys::inherited(4).unwrap();
-    let Ok((_, lanes)) = sandbox::enter(keeper, |_| lanes()) else { std::process::exit(1) };
+    let Ok(confined) = sandbox::enter(keeper, None, |_| lanes()) else { std::process::exit(1) };
+    let lanes = confined.prepared;
     loop {
         let mut waits = Waits::<1>::default();
         waits.push(agent.as_fd());

@@ -319,12 +319,6 @@ fn make_directory(nodes: &[String]) -> Result<TempDir, ClusterError> {
     Ok(directory)
 }
 
-/// Where a program lies: on `PATH`, or where daemons are installed, which users' paths often lack.
 fn find(program: &'static str) -> Result<PathBuf, ClusterError> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/usr/local/sbin", "/sbin"].map(PathBuf::from))
-        .map(|directory| directory.join(program))
-        .find(|file| file.is_file())
-        .ok_or(ClusterError::Missing { program })
+    process::find(program).ok_or(ClusterError::Missing { program })
 }

@@ -1,0 +1,69 @@
+//! Round trips for callgrind: both ends in one thread, by turns, so that the count is that of client and worker together. An end
+//! looks for a message when it is there, as far as a pause can tell: a spinner's instructions would count time.
+
+use std::{thread, time::Duration};
+
+use anyhow::{Result, ensure};
+use gleaner_fabric::{Arrival, Link, LinkError, rdma::RdmaLink};
+
+use crate::{
+    link,
+    raw::{Load, verbs},
+};
+
+/// Longer than a write takes, there and through the kernel's software.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Over verbs alone, as the baseline does it.
+pub fn over_verbs(load: Load, trips: u64) -> Result<()> {
+    let (mut client, mut worker) = verbs::pair::<Settled>(load)?;
+    let (request, mut reply) = (vec![7; load.request], vec![0; load.reply()]);
+    for number in 0..trips {
+        client.request(&request, number as u32)?;
+        pause();
+        worker.serve_one(load)?;
+        pause();
+        client.reply(&mut reply, number as u32)?;
+    }
+    Ok(())
+}
+
+/// Over Gleaner's link.
+pub fn over_link(load: Load, trips: u64) -> Result<()> {
+    let (mut client, mut worker) = link::pair(load)?;
+    let (request, mut reply) = (vec![7; load.request], vec![0; load.reply()]);
+    for number in 0..trips {
+        link::request(&mut client, number, &request)?;
+        let arrival = settled(&mut worker)?;
+        link::serve(&mut worker, load, &arrival)?;
+        let arrival = settled(&mut client)?;
+        ensure!(arrival.header.invocation == number, "a reply came out of turn");
+        reply.copy_from_slice(client.incoming(&arrival));
+    }
+    // Dropped, they would poll until all is confirmed: for longer on one day than on another.
+    std::mem::forget((client, worker));
+    Ok(())
+}
+
+fn settled(link: &mut RdmaLink) -> Result<Arrival, LinkError> {
+    loop {
+        pause();
+        if let Some(arrival) = link.poll()? {
+            return Ok(arrival);
+        }
+    }
+}
+
+fn pause() {
+    thread::sleep(PAUSE);
+}
+
+/// Waits by pausing.
+struct Settled;
+
+impl verbs::Wait for Settled {
+    fn wait(_: &mut gleaner_fabric::rdma::CompletionQueue) -> Result<()> {
+        pause();
+        Ok(())
+    }
+}

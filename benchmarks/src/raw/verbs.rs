@@ -1,0 +1,259 @@
+//! Verbs alone: writes with an immediate between two queue pairs of one device, into slots that are taken by turns. Polled, or
+//! slept for on a completion channel.
+
+use std::{
+    marker::PhantomData,
+    os::fd::BorrowedFd,
+    sync::mpsc,
+    thread::{self, JoinHandle},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use gleaner_fabric::{
+    rdma::{
+        Access, Completion, CompletionQueue, Depth, Device, Gid, Init, Port, ProtectionDomain,
+        QueuePair, ReadyToSend, Receives, Registered, Target, Timers, Write,
+    },
+    region::Region,
+};
+use gleaner_proto::endpoint::Endpoint;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::{Load, Transport};
+use crate::stage::pin;
+
+/// Of so many writes one asks for a completion: as seldom as the queue allows.
+const SIGNAL_EVERY: u32 = 32;
+/// Receives that are posted at a time.
+const RECEIVES_BATCH: u32 = 16;
+const INLINE_WANTED: u32 = 256;
+const SLOT_ALIGN: usize = 64;
+/// The immediate of a caller that goes.
+const GONE: u32 = u32::MAX;
+const FIRST_PACKET: u32 = 1;
+
+/// How an end waits for a completion.
+pub(crate) trait Wait: Send + 'static {
+    /// Returns when there may be one.
+    fn wait(queue: &mut CompletionQueue) -> Result<()>;
+}
+
+/// Polls again at once.
+pub(crate) struct Polled;
+
+impl Wait for Polled {
+    fn wait(_: &mut CompletionQueue) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Sleeps on the channel.
+pub(crate) struct Slept;
+
+impl Wait for Slept {
+    fn wait(queue: &mut CompletionQueue) -> Result<()> {
+        let channel: BorrowedFd<'_> = queue.channel_fd().context("a queue without a channel")?;
+        poll(&mut [PollFd::new(channel, PollFlags::POLLIN)], PollTimeout::NONE)?;
+        while queue.take_event() {}
+        Ok(queue.request_event()?)
+    }
+}
+
+/// The caller's end.
+pub(crate) struct End<W: Wait> {
+    half: Half<W>,
+    sent: u32,
+    received: u32,
+    peer: Option<JoinHandle<Result<()>>>,
+}
+
+/// What either end has.
+pub(crate) struct Half<W> {
+    pair: QueuePair<ReadyToSend>,
+    parts: Parts,
+    target: Target,
+    depth: u32,
+    served: u32,
+    posted: u32,
+    used: u32,
+    wait: PhantomData<W>,
+}
+
+struct Parts {
+    sends: CompletionQueue,
+    receives: CompletionQueue,
+    chain: Receives,
+    outgoing: Registered,
+    incoming: Registered,
+    stride: usize,
+}
+
+/// Starts the peer; it goes when it is told that the caller's end has gone.
+pub(crate) fn start<W: Wait>(load: Load) -> Result<End<W>> {
+    let (half, mut theirs) = pair::<W>(load)?;
+    let (ready, is_ready) = mpsc::channel();
+    let peer = thread::spawn(move || {
+        pin(load.cpu)?;
+        ready.send(()).context("the caller has gone")?;
+        while theirs.serve_one(load)? {}
+        Ok(())
+    });
+    is_ready.recv().context("the peer did not start")?;
+    Ok(End { half, sent: 0, received: 0, peer: Some(peer) })
+}
+
+/// Both ends, connected: the caller's and the peer's.
+pub(crate) fn pair<W>(load: Load) -> Result<(Half<W>, Half<W>)> {
+    let (device, port) = Device::open_active()?;
+    let gid = *port.gids.first().context("the port has no address")?;
+    let (ours, theirs) = (prepare(&device, &port, load)?, prepare(&device, &port, load)?);
+    let (at_us, at_them) = (endpoint(&ours, &port, gid), endpoint(&theirs, &port, gid));
+    let depth = load.depth as u32;
+    let theirs = connect(theirs, &port, gid, &at_us, depth)?;
+    Ok((connect(ours, &port, gid, &at_them, depth)?, theirs))
+}
+
+fn prepare(device: &Device, port: &Port, load: Load) -> Result<(QueuePair<Init>, Parts)> {
+    let stride = load.request.max(load.reply()).next_multiple_of(SLOT_ALIGN);
+    let receives = (load.depth as u32).next_multiple_of(RECEIVES_BATCH) + RECEIVES_BATCH;
+    let depth = Depth { sends: 2 * SIGNAL_EVERY + receives, receives, inline: INLINE_WANTED };
+    let domain = ProtectionDomain::new(device)?;
+    let sends = CompletionQueue::new(device, depth.sends, false)?;
+    let mut queue = CompletionQueue::new(device, receives, true)?;
+    queue.request_event()?;
+    let mut pair = QueuePair::new(&domain, &sends, &queue, depth)?.init(port)?;
+    let mut chain = Receives::new(RECEIVES_BATCH);
+    for _ in 0..receives / RECEIVES_BATCH {
+        chain.post(&mut pair)?;
+    }
+    let register = |access| -> Result<Registered> {
+        let region = Region::anonymous(stride * load.depth).context("map a region")?;
+        Ok(Registered::new(&domain, region, access)?)
+    };
+    let (outgoing, incoming) = (register(Access::Own)?, register(Access::PeerWrites)?);
+    Ok((pair, Parts { sends, receives: queue, chain, outgoing, incoming, stride }))
+}
+
+fn endpoint((pair, parts): &(QueuePair<Init>, Parts), port: &Port, gid: Gid) -> Endpoint {
+    Endpoint {
+        address: gid.address,
+        mtu: port.mtu,
+        queue_pair: pair.number(),
+        first_packet: FIRST_PACKET,
+        region: parts.incoming.address(),
+        region_bytes: parts.incoming.len() as u64,
+        key: parts.incoming.remote_key(),
+    }
+}
+
+fn connect<W>(
+    (pair, parts): (QueuePair<Init>, Parts),
+    port: &Port,
+    gid: Gid,
+    peer: &Endpoint,
+    depth: u32,
+) -> Result<Half<W>> {
+    let pair = pair.ready_to_receive(port, gid, peer, Timers::default())?;
+    let pair = pair.ready_to_send(FIRST_PACKET, Timers::default())?;
+    let target = peer.into();
+    Ok(Half { pair, parts, target, depth, served: 0, posted: 0, used: 0, wait: PhantomData })
+}
+
+impl<W: Wait> Half<W> {
+    /// Sends a request.
+    pub(crate) fn request(&mut self, request: &[u8], number: u32) -> Result<()> {
+        let start = self.start(number);
+        let slot = &mut self.parts.outgoing.bytes_mut()[start..start + request.len()];
+        slot.copy_from_slice(request);
+        self.write(start, request.len(), number)
+    }
+
+    /// Takes the reply to it.
+    pub(crate) fn reply(&mut self, reply: &mut [u8], number: u32) -> Result<()> {
+        ensure!(self.next()? == number, "a reply came out of turn");
+        let start = self.start(number);
+        reply.copy_from_slice(&self.parts.incoming.bytes()[start..start + reply.len()]);
+        Ok(())
+    }
+
+    /// The peer: answers one request; false when the caller has gone.
+    pub(crate) fn serve_one(&mut self, load: Load) -> Result<bool> {
+        match self.next()? {
+            GONE => return Ok(false),
+            number => ensure!(number == self.served, "a request came out of turn"),
+        }
+        let start = self.start(self.served);
+        let Parts { incoming, outgoing, .. } = &mut self.parts;
+        let request = &incoming.bytes()[start..start + load.request];
+        load.work.run(request, &mut outgoing.bytes_mut()[start..start + load.reply()]);
+        self.write(start, load.reply(), self.served)?;
+        self.served += 1;
+        Ok(true)
+    }
+
+    fn start(&self, number: u32) -> usize {
+        (number % self.depth) as usize * self.parts.stride
+    }
+
+    fn write(&mut self, start: usize, len: usize, immediate: u32) -> Result<()> {
+        self.posted += 1;
+        let signals = self.posted.is_multiple_of(SIGNAL_EVERY);
+        let write = Write {
+            bytes: start..start + len,
+            offset: start as u64,
+            immediate: Some(immediate),
+            signal: signals.then_some(0),
+        };
+        self.pair.write(&self.parts.outgoing, self.target, &[write])?;
+        if signals {
+            let mut ended = [Completion::default(); 4];
+            let count = self.parts.sends.poll(&mut ended)?;
+            for completion in &ended[..count] {
+                if let Err(status) = completion.result() {
+                    bail!("a write of the baseline failed: {status}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The next write's immediate.
+    fn next(&mut self) -> Result<u32> {
+        let mut one = [Completion::default()];
+        while self.parts.receives.poll(&mut one)? == 0 {
+            W::wait(&mut self.parts.receives)?;
+        }
+        if let Err(status) = one[0].result() {
+            bail!("a receive of the baseline failed: {status}");
+        }
+        self.used += 1;
+        if self.used == RECEIVES_BATCH {
+            self.used = 0;
+            self.parts.chain.post(&mut self.pair)?;
+        }
+        one[0].immediate().context("a completion without an immediate")
+    }
+}
+
+impl<W: Wait> Transport for End<W> {
+    fn send(&mut self, request: &[u8]) -> Result<()> {
+        self.half.request(request, self.sent)?;
+        self.sent += 1;
+        Ok(())
+    }
+
+    fn receive(&mut self, reply: &mut [u8]) -> Result<()> {
+        self.half.reply(reply, self.received)?;
+        self.received += 1;
+        Ok(())
+    }
+}
+
+impl<W: Wait> Drop for End<W> {
+    fn drop(&mut self) {
+        let told = self.half.write(0, 0, GONE);
+        if let (Ok(()), Some(peer)) = (told, self.peer.take()) {
+            let _ = peer.join();
+        }
+    }
+}

@@ -1,0 +1,548 @@
+//! A [`Link`] over a reliable connected queue pair.
+//!
+//! Each end registers two regions in a protection domain of its own: what it sends from, which nobody else may touch, and what its
+//! peer writes to. A message is one write of header and payload from the one into the other, at the same offset, with the block
+//! and the generation as its immediate; it takes one of the receives that the peer keeps posted. Beside it stands the socket on
+//! which the lane was attached: its end is the peer's.
+//!
+//! ```text
+//! post: header beside payload ──▶ one write with immediate ──▶ completion at the peer
+//! poll: completion ──▶ immediate ──▶ header's snapshot ──▶ checked ──▶ arrival         sleep: channel, device, socket in one epoll
+//! ```
+#![forbid(unsafe_code)]
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use gleaner_proto::{
+    endpoint::Endpoint,
+    header::{GUARD_LEN, HEADER_LEN, Header, Immediate},
+};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
+        socket::{MsgFlags, Shutdown, recv, shutdown},
+    },
+};
+
+use super::{
+    adapter::Adapter,
+    completions::{Completion, CompletionQueue},
+    device::{Device, Gid, Port},
+    error::{RdmaError, WorkStatus},
+    memory::{Access, ProtectionDomain, Registered},
+    pair::{Depth, Init, QueuePair, ReadyToSend, Receives, Target, Timers, Write},
+};
+use crate::{
+    check::{self, Side},
+    link::{Arrival, Block, Geometry, Link, LinkError},
+    region::Region,
+    tune::{
+        COMPLETIONS_BATCH, DRAIN_ROUNDS, INLINE_WANTED, LIVENESS_POLLS, PARTING, POSTS_BATCH,
+        RECEIVES_BATCH, SENDS_MIN, SIGNALS_PER_ROUND,
+    },
+};
+
+/// What an end is of its device's objects: a protection domain, two completion queues, two registrations, a queue pair.
+pub const OBJECTS_PER_LINK: u32 = 6;
+
+/// An end that waits to hear where its peer is.
+#[derive(Debug)]
+pub struct Unconnected {
+    pair: QueuePair<Init>,
+    parts: Parts,
+    gid: Gid,
+    first_packet: u32,
+    timers: Timers,
+}
+
+/// What an end is made of beside its queue pair.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) sends: CompletionQueue,
+    receives: CompletionQueue,
+    chain: Receives,
+    pub(super) outgoing: Registered,
+    pub(super) incoming: Registered,
+    device: Device,
+    port: Port,
+    geometry: Geometry,
+    depth: Depth,
+}
+
+/// One end of a link over verbs.
+#[derive(Debug)]
+pub struct RdmaLink {
+    /// First: it stops before its memory goes.
+    pub(super) pair: QueuePair<ReadyToSend>,
+    pub(super) parts: Parts,
+    pub(super) target: Target,
+    side: Side,
+    socket: OwnedFd,
+    sleep: Epoll,
+    /// The number of the last write posted, and of the last that is known to have ended.
+    posted: u64,
+    confirmed: u64,
+    /// The number of the next write that asks for a completion.
+    signalled: u64,
+    /// Writes that wait for others to go out with, while `holds`.
+    held: Vec<Write>,
+    holds: bool,
+    /// Receives that were used since they were last posted.
+    used: u32,
+    /// Completions that were polled and not looked at yet: `ready[next..count]`.
+    ready: [Completion; COMPLETIONS_BATCH],
+    next: usize,
+    count: usize,
+    idle_polls: u32,
+    /// An event was asked for and has not come.
+    asked: bool,
+    /// The last sleep has found nothing yet.
+    slept: bool,
+    closed: bool,
+}
+
+impl Unconnected {
+    /// Pins both regions and makes a queue pair. The caller pays for the pages.
+    pub(super) fn new(adapter: &Adapter, gid: Gid, geometry: Geometry) -> Result<Self, RdmaError> {
+        let Adapter { device, port, .. } = adapter;
+        let depth = depth(geometry, device.limits()?.queue_max);
+        let domain = ProtectionDomain::new(device)?;
+        let sends = CompletionQueue::new(device, depth.sends, false)?;
+        let receives = CompletionQueue::new(device, depth.receives, true)?;
+        let mut pair = QueuePair::new(&domain, &sends, &receives, depth)?.init(port)?;
+        let mut chain = Receives::new(batch(geometry));
+        for _ in 0..depth.receives / chain.count() {
+            chain.post(&mut pair)?;
+        }
+        let mut first_packet = [0; 4];
+        getrandom::fill(&mut first_packet[..3])
+            .map_err(|error| device.0.failed_with("begin at a random packet", error.into()))?;
+        let parts = Parts {
+            sends,
+            receives,
+            chain,
+            outgoing: registered(&domain, geometry, Access::Own)?,
+            incoming: registered(&domain, geometry, Access::PeerWrites)?,
+            device: device.clone(),
+            port: port.clone(),
+            geometry,
+            depth,
+        };
+        let first_packet = u32::from_le_bytes(first_packet);
+        Ok(Self { pair, parts, gid, first_packet, timers: adapter.timers() })
+    }
+
+    /// What the peer must be told.
+    pub fn endpoint(&self) -> Endpoint {
+        let Parts { incoming, port, .. } = &self.parts;
+        Endpoint {
+            address: self.gid.address,
+            mtu: port.mtu,
+            queue_pair: self.pair.number(),
+            first_packet: self.first_packet,
+            region: incoming.address(),
+            region_bytes: incoming.len() as u64,
+            key: incoming.remote_key(),
+        }
+    }
+
+    /// Connects to the peer. From here on it may write; it does so once it is connected as well. The socket is the one on
+    /// which the two have met.
+    pub fn connect(
+        self,
+        peer: &Endpoint,
+        side: Side,
+        socket: OwnedFd,
+    ) -> Result<RdmaLink, RdmaError> {
+        let Self { pair, parts, gid, first_packet, timers } = self;
+        if peer.region_bytes != parts.geometry.region_bytes() {
+            let source = io::Error::from(io::ErrorKind::InvalidData);
+            return Err(parts.device.0.failed_with("use a region of another size", source));
+        }
+        let pair = pair.ready_to_receive(&parts.port, gid, peer, timers)?;
+        let pair = pair.ready_to_send(first_packet, timers)?;
+        let sleep = sleep_on(&parts, &socket)
+            .map_err(|error| parts.device.0.failed_with("watch a link", error.into()))?;
+        Ok(RdmaLink {
+            pair,
+            parts,
+            target: Target::from(peer),
+            side,
+            socket,
+            sleep,
+            posted: 0,
+            confirmed: 0,
+            signalled: 1,
+            held: Vec::with_capacity(POSTS_BATCH),
+            holds: false,
+            used: 0,
+            ready: [Completion::default(); COMPLETIONS_BATCH],
+            next: 0,
+            count: 0,
+            idle_polls: 0,
+            asked: false,
+            slept: false,
+            closed: false,
+        })
+    }
+}
+
+/// Receives that are posted at a time.
+fn batch(geometry: Geometry) -> u32 {
+    u32::from(geometry.window).min(RECEIVES_BATCH)
+}
+
+/// A window of receives, and the batch that is being used up. A window of writes and more, so that few ask for a completion.
+fn depth(geometry: Geometry, queue_max: u32) -> Depth {
+    let (window, batch) = (u32::from(geometry.window), batch(geometry));
+    Depth {
+        sends: (2 * window).next_power_of_two().max(SENDS_MIN).min(queue_max),
+        receives: window.next_multiple_of(batch) + batch,
+        inline: INLINE_WANTED,
+    }
+}
+
+fn registered(
+    domain: &ProtectionDomain,
+    geometry: Geometry,
+    access: Access,
+) -> Result<Registered, RdmaError> {
+    let mut region = Region::anonymous(geometry.region_bytes() as usize)
+        .map_err(|error| domain.0.device.failed_with("map a link's region", error))?;
+    region.advise_huge(geometry.arena_offset() as usize);
+    Registered::new(domain, region, access)
+}
+
+/// One descriptor for all that may wake a link.
+fn sleep_on(parts: &Parts, socket: &OwnedFd) -> nix::Result<Epoll> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let device = &parts.device.0;
+    let woken_by = [device.events_fd(), device.alarm_fd(), socket.as_fd()];
+    for fd in parts.receives.channel_fd().into_iter().chain(woken_by) {
+        epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+    }
+    Ok(epoll)
+}
+
+impl RdmaLink {
+    /// Writes nothing to the peer and waits for its device to say that it came: whether it is reached at all.
+    pub fn probe(&mut self, patience: Duration) -> Result<(), RdmaError> {
+        match self.flush(patience)? {
+            true => Ok(()),
+            false => Err(self.unreachable(WorkStatus::RETRY_EXCEEDED)),
+        }
+    }
+
+    /// Waits until the peer's device has everything that was posted; false if that takes too long.
+    fn flush(&mut self, patience: Duration) -> Result<bool, RdmaError> {
+        let until = Instant::now() + patience;
+        self.posted += 1;
+        let write = Write { bytes: 0..0, offset: 0, immediate: None, signal: Some(self.posted) };
+        self.pair.write(&self.parts.outgoing, self.target, &[write])?;
+        while self.confirmed < self.posted {
+            self.confirm()?.map_err(|status| self.unreachable(status))?;
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+            std::thread::yield_now();
+        }
+        Ok(true)
+    }
+
+    fn unreachable(&self, status: WorkStatus) -> RdmaError {
+        RdmaError::Unreachable { device: self.parts.device.name().to_owned(), status }
+    }
+
+    /// Takes note of writes that have ended.
+    fn confirm(&mut self) -> Result<Result<(), WorkStatus>, RdmaError> {
+        let mut ended = [Completion::default(); COMPLETIONS_BATCH];
+        loop {
+            let count = self.parts.sends.poll(&mut ended)?;
+            for completion in &ended[..count] {
+                if let Err(status) = completion.result() {
+                    return Ok(Err(status));
+                }
+                self.confirmed = completion.id();
+            }
+            if count < ended.len() {
+                return Ok(Ok(()));
+            }
+        }
+    }
+
+    /// True if the next write is to be signalled. Then the queue of those that have ended is looked at too: so that seldom
+    /// anything else need look.
+    fn signals(&mut self) -> Result<bool, LinkError> {
+        let open = self.posted - self.confirmed;
+        if open + 1 >= u64::from(self.parts.depth.sends) {
+            self.send_held()?;
+            self.ended()?;
+            if self.posted - self.confirmed == open {
+                self.look()?;
+                return Err(LinkError::Window { window: self.parts.geometry.window });
+            }
+        }
+        if self.posted + 1 < self.signalled {
+            return Ok(false);
+        }
+        self.signalled += u64::from(self.parts.depth.sends / SIGNALS_PER_ROUND).max(1);
+        self.ended()?;
+        Ok(true)
+    }
+
+    /// Hands held writes over to the device, by one post.
+    fn send_held(&mut self) -> Result<(), LinkError> {
+        if !self.held.is_empty() {
+            let sent = self.pair.write(&self.parts.outgoing, self.target, &self.held);
+            self.held.clear();
+            sent?;
+        }
+        Ok(())
+    }
+
+    fn ended(&mut self) -> Result<(), LinkError> {
+        match self.confirm()? {
+            Ok(()) => Ok(()),
+            Err(status) => Err(self.broken(status)),
+        }
+    }
+
+    /// Looks for completions, if those that were polled are used up.
+    #[inline]
+    fn has_ready(&mut self) -> Result<bool, LinkError> {
+        if self.next == self.count {
+            self.next = 0;
+            self.count = self.parts.receives.poll(&mut self.ready)?;
+        }
+        Ok(self.next < self.count)
+    }
+
+    /// Takes the next completion, which is there.
+    fn take(&mut self) -> Result<Arrival, LinkError> {
+        let completion = self.ready[self.next];
+        self.next += 1;
+        self.slept = false;
+        self.idle_polls = 0;
+        if let Err(status) = completion.result() {
+            return Err(self.broken(status));
+        }
+        self.used += 1;
+        if self.used == self.parts.chain.count() {
+            self.used = 0;
+            self.parts.chain.post(&mut self.pair)?;
+        }
+        let Some(raw) = completion.immediate() else {
+            return Err(LinkError::NoImmediate);
+        };
+        let named = Immediate::decode(raw);
+        let geometry = self.parts.geometry;
+        let Some(place) = geometry.block(named.block, 0) else {
+            return Err(LinkError::Range { slot: 0, block: named.block, len: 0 });
+        };
+        let snapshot = self.parts.incoming.snapshot(place.offset as usize);
+        let arrival = check::arrival(geometry, self.side, &snapshot)?;
+        let header = &arrival.header;
+        if header.block != named.block || header.generation as u8 != named.generation {
+            return Err(LinkError::Immediate { immediate: raw, block: header.block });
+        }
+        Ok(arrival)
+    }
+
+    /// Why the queue pair has failed: a flushed request only says that it has.
+    #[cold]
+    fn broken(&mut self, status: WorkStatus) -> LinkError {
+        let first = match status {
+            WorkStatus::FLUSHED => match self.confirm() {
+                Ok(Err(first)) => first,
+                _ => status,
+            },
+            other => other,
+        };
+        let error = match self.look() {
+            Err(error) => error,
+            Ok(()) => LinkError::QueuePair(first),
+        };
+        self.tell_peer();
+        error
+    }
+
+    /// Whatever broke here, the peer shall not wait for.
+    fn tell_peer(&self) {
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+    }
+
+    /// Asks the device and the socket whether this link is of any use. Not on the hot path.
+    #[cold]
+    fn look(&mut self) -> Result<(), LinkError> {
+        self.idle_polls = 0;
+        if let Some(fault) = self.parts.device.fault(self.parts.port.number) {
+            self.tell_peer();
+            return Err(LinkError::Device(fault));
+        }
+        let mut unwanted = [0; 64];
+        for _ in 0..DRAIN_ROUNDS {
+            match recv(self.socket.as_raw_fd(), &mut unwanted, MsgFlags::MSG_DONTWAIT) {
+                Ok(0) | Err(nix::Error::ECONNRESET) => {
+                    self.closed = true;
+                    break;
+                }
+                Ok(taken) if taken == unwanted.len() => {}
+                Ok(_) | Err(nix::Error::EAGAIN | nix::Error::EINTR) => break,
+                Err(error) => {
+                    return Err(LinkError::Io { step: "look at the peer", source: error.into() });
+                }
+            }
+        }
+        // What it wrote before it went was there before its socket ended.
+        match self.closed && !self.has_ready()? {
+            true => Err(LinkError::Closed),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Link for RdmaLink {
+    fn geometry(&self) -> Geometry {
+        self.parts.geometry
+    }
+
+    fn outgoing(&mut self, block: Block) -> &mut [u8] {
+        block.payload_and_guard(self.parts.outgoing.bytes_mut())
+    }
+
+    fn post(&mut self, block: Block, header: &Header) -> Result<(), LinkError> {
+        debug_assert_eq!(header.block, block.index(), "the header names another block");
+        debug_assert!(header.payload_len <= block.capacity, "the payload exceeds its block");
+        if self.closed {
+            return Err(LinkError::Closed);
+        }
+        let signals = self.signals()?;
+        let start = block.offset as usize;
+        let end = start + HEADER_LEN + header.payload_len as usize;
+        self.parts.outgoing.bytes_mut()[start..start + HEADER_LEN]
+            .copy_from_slice(&header.encode());
+        let immediate = Immediate { block: header.block, generation: header.generation as u8 };
+        self.posted += 1;
+        let write = Write {
+            bytes: start..end,
+            offset: block.offset,
+            immediate: Some(immediate.encode()),
+            signal: signals.then_some(self.posted),
+        };
+        if !self.holds {
+            return Ok(self.pair.write(&self.parts.outgoing, self.target, &[write])?);
+        }
+        self.held.push(write);
+        match self.held.len() < POSTS_BATCH {
+            true => Ok(()),
+            false => self.send_held(),
+        }
+    }
+
+    fn hold(&mut self) {
+        self.holds = true;
+    }
+
+    fn release(&mut self) -> Result<(), LinkError> {
+        self.holds = false;
+        self.send_held()
+    }
+
+    fn poll(&mut self) -> Result<Option<Arrival>, LinkError> {
+        if self.holds {
+            self.send_held()?;
+        }
+        if self.has_ready()? {
+            return self.take().map(Some);
+        }
+        self.idle_polls += 1;
+        if self.idle_polls < LIVENESS_POLLS && !self.closed {
+            return Ok(None);
+        }
+        self.look().map(|()| None)
+    }
+
+    fn incoming(&self, arrival: &Arrival) -> &[u8] {
+        let start = arrival.block.payload_offset() as usize;
+        &self.parts.incoming.bytes()[start..start + arrival.header.payload_len as usize]
+    }
+
+    fn exchange(&mut self, arrival: &Arrival, reply: Block) -> (&mut [u8], &mut [u8]) {
+        let start = arrival.block.payload_offset() as usize;
+        let end = start + arrival.header.payload_len as usize;
+        let input = &mut self.parts.incoming.bytes_mut()[start..end];
+        debug_assert!(reply.capacity as usize + GUARD_LEN <= self.parts.outgoing.len());
+        (input, reply.payload_and_guard(self.parts.outgoing.bytes_mut()))
+    }
+
+    fn unsent(&self) -> bool {
+        false
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Result<(), LinkError> {
+        let end = Instant::now().checked_add(timeout);
+        while !self.arm()? {
+            let left = end.map_or(Duration::MAX, |end| end.duration_since(Instant::now()));
+            // poll(2) counts whole milliseconds: rounding down would spin through the last one.
+            let bound = left.saturating_add(Duration::from_micros(999));
+            let bound = PollTimeout::try_from(bound).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(self.sleep.0.as_fd(), PollFlags::POLLIN)], bound) {
+                Ok(_) | Err(nix::Error::EINTR) => {}
+                Err(error) => {
+                    return Err(LinkError::Io { step: "sleep on a link", source: error.into() });
+                }
+            }
+            if end.is_some_and(|end| Instant::now() >= end) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.sleep.0.as_fd())
+    }
+
+    fn arm(&mut self) -> Result<bool, LinkError> {
+        if self.holds {
+            self.send_held()?;
+        }
+        if self.has_ready()? {
+            return Ok(true);
+        }
+        if self.slept {
+            // Something else woke it, or nothing did. The next poll tells what.
+            if self.look().is_err() {
+                self.idle_polls = LIVENESS_POLLS;
+                return Ok(true);
+            }
+        }
+        if self.asked && self.parts.receives.take_event() {
+            self.asked = false;
+        }
+        if !self.asked {
+            self.parts.receives.request_event()?;
+            self.asked = true;
+        }
+        self.slept = true;
+        // What came before the request rings nobody.
+        self.has_ready()
+    }
+}
+
+impl Drop for RdmaLink {
+    fn drop(&mut self) {
+        let sent = self.send_held();
+        if sent.is_ok() && !self.closed && self.confirmed < self.posted {
+            // What was posted last shall arrive, if the peer is there; if it is not, nobody misses it.
+            let _ = self.flush(PARTING);
+        }
+        self.pair.fail();
+        self.tell_peer();
+    }
+}

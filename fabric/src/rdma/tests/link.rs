@@ -1,0 +1,226 @@
+//! The conformance suite over verbs, and what only verbs have: keys, receives, ports and completions that lie.
+
+use std::{io::Read, os::unix::net::UnixStream};
+
+use gleaner_proto::header::{HEADER_LEN, Header, Immediate, Kind, Status};
+
+use super::*;
+use crate::{
+    Geometry, Link, LinkError, Side,
+    conformance::{HostilePair, Pair},
+};
+
+const SMALL: Geometry = Geometry { window: 4, slot_bytes: 512, arena_bytes: 64 << 10 };
+
+fn ends(geometry: Geometry) -> (RdmaLink, RdmaLink) {
+    let names = devices().unwrap();
+    let end = |name: Option<&String>| {
+        let settings = Settings { device: name.cloned(), ..Settings::default() };
+        let adapter = Adapter::open(&settings).unwrap();
+        adapter.prepare(adapter.port.gids[0], geometry).unwrap()
+    };
+    // Two devices where there are two: then packets cross what lies between.
+    let (client, worker) = (end(names.first()), end(names.last()));
+    let (at_client, at_worker) = (client.endpoint(), worker.endpoint());
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let worker = worker.connect(&at_client, Side::Worker, theirs.into()).unwrap();
+    let mut client = client.connect(&at_worker, Side::Client, ours.into()).unwrap();
+    client.probe(PATIENCE).unwrap();
+    (client, worker)
+}
+
+fn pair(geometry: Geometry) -> Pair {
+    let (client, worker) = ends(geometry);
+    (Box::new(client), Box::new(worker))
+}
+
+/// A peer that writes what it likes where it likes, with the immediate that it likes.
+struct Hostile {
+    link: RdmaLink,
+}
+
+impl Hostile {
+    fn against(geometry: Geometry) -> (Self, RdmaLink) {
+        let (link, worker) = ends(geometry);
+        (Self { link }, worker)
+    }
+
+    fn write(&mut self, bytes: &[u8], write: Write) {
+        let outgoing = &mut self.link.parts.outgoing;
+        outgoing.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+        self.link.pair.write(outgoing, self.link.target, &[write]).unwrap();
+    }
+
+    fn message(&mut self, header: &[u8], immediate: Option<u32>) {
+        let write = Write { bytes: 0..header.len(), offset: 0, immediate, signal: None };
+        self.write(header, write);
+    }
+}
+
+fn hostile(geometry: Geometry) -> HostilePair {
+    let (mut peer, worker) = Hostile::against(geometry);
+    let send = move |bytes: &[u8]| {
+        // Less than a header is written and not announced: a write has no half.
+        let whole = bytes.len() == HEADER_LEN;
+        let immediate = Immediate { block: 0, generation: bytes[0] };
+        peer.message(bytes, whole.then(|| immediate.encode()));
+    };
+    (Box::new(worker), Box::new(send))
+}
+
+macro_rules! on_a_device {
+    ($make:expr; $($name:ident)*) => { $(
+        #[test]
+        #[ignore = "needs an RDMA device"]
+        fn $name() {
+            crate::conformance::$name($make);
+        }
+    )* };
+}
+
+on_a_device!(pair; order held_posts_go_out window_is_the_bound payload_sizes both_ways_at_once
+    peer_gone_is_seen_after_its_last_message wait_is_woken wait_ends_in_time no_wake_up_is_lost
+    wait_sees_what_came_before arena_blocks exchange_gives_both_buffers);
+on_a_device!(hostile; bad_headers_close_the_link garbage_never_panics cut_messages_never_arrive);
+
+fn request() -> Header {
+    Header {
+        generation: 1,
+        slot: 0,
+        kind: Kind::Request,
+        status: Status::Ok,
+        epoch: 1,
+        invocation: 1,
+        function: 0,
+        code: 0,
+        payload_len: 0,
+        block: 0,
+        reply_block: 0,
+        reply_capacity: 0,
+        time_ns: 0,
+    }
+}
+
+/// What ends a link, once it does.
+fn until_error(link: &mut RdmaLink) -> LinkError {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match link.poll() {
+            Err(error) => return error,
+            Ok(_) => assert!(Instant::now() < until, "the link stayed open"),
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an RDMA device"]
+fn an_immediate_that_lies_ends_the_link() {
+    for (immediate, wanted) in [(1 << 8, "another block"), (9, "another generation")] {
+        let (mut peer, mut worker) = Hostile::against(SMALL);
+        let block = (immediate >> 8) as usize * 64;
+        let mut bytes = vec![0; block + HEADER_LEN];
+        bytes[block..].copy_from_slice(&request().encode());
+        peer.message(&bytes, Some(immediate));
+        let error = until_error(&mut worker);
+        let told = matches!(error, LinkError::Immediate { .. } | LinkError::Range { .. });
+        assert!(told, "{wanted}: {error}");
+    }
+    let (mut peer, mut worker) = Hostile::against(SMALL);
+    peer.message(&request().encode(), Some(u32::MAX));
+    let error = until_error(&mut worker);
+    assert!(matches!(error, LinkError::Range { block: 0xff_ffff, .. }), "{error}");
+}
+
+#[test]
+#[ignore = "needs an RDMA device"]
+fn a_write_outside_the_region_ends_that_link_alone() {
+    let (mut peer, mut worker) = Hostile::against(SMALL);
+    let (mut other, mut served) = ends(SMALL);
+    let end = SMALL.region_bytes();
+    peer.write(&[7; 64], Write { bytes: 0..64, offset: end - 32, immediate: None, signal: None });
+    let error = until_error(&mut worker);
+    assert!(matches!(error, LinkError::QueuePair(_)), "{error}");
+    other.post(SMALL.slot(0), &request()).unwrap();
+    served.wait(PATIENCE).unwrap();
+    assert!(served.poll().unwrap().is_some());
+}
+
+#[test]
+#[ignore = "needs an RDMA device"]
+fn another_links_key_opens_nothing() {
+    let (mut peer, mut worker) = Hostile::against(SMALL);
+    let (_other, served) = ends(SMALL);
+    let (address, key) = (served.parts.incoming.address(), served.parts.incoming.remote_key());
+    peer.link.target = Target { region: address, bytes: SMALL.region_bytes(), key };
+    peer.write(&[7; 64], Write { bytes: 0..64, offset: 0, immediate: None, signal: None });
+    let error = until_error(&mut worker);
+    assert!(matches!(error, LinkError::QueuePair(_)), "{error}");
+    assert!(served.parts.incoming.bytes().iter().all(|byte| *byte == 0));
+}
+
+#[test]
+#[ignore = "needs an RDMA device"]
+fn a_key_is_worth_nothing_after_its_link() {
+    let (mut peer, worker) = Hostile::against(SMALL);
+    let target = peer.link.target;
+    drop(worker);
+    // The next mapping of this size mostly lies at the very place.
+    let mut later = Region::anonymous(SMALL.region_bytes() as usize).unwrap();
+    later.bytes_mut().fill(0x55);
+    let write = Write { bytes: 0..64, offset: 0, immediate: None, signal: Some(1) };
+    peer.write(&[7; 64], write);
+    let ended = next(&mut peer.link.parts.sends);
+    assert!(ended.result().is_err(), "a stale key wrote");
+    assert!(later.bytes().iter().all(|byte| *byte == 0x55));
+    assert_eq!(peer.link.target, target);
+}
+
+#[test]
+#[ignore = "needs an RDMA device"]
+fn a_flood_ends_in_the_floods_own_window() {
+    let (mut peer, mut worker) = Hostile::against(SMALL);
+    let header = request();
+    let mut posted = 0;
+    let full = loop {
+        match peer.link.post(SMALL.slot(0), &header) {
+            Ok(()) => posted += 1,
+            Err(error) => break error,
+        }
+        assert!(posted < 10_000, "nothing pushed back");
+    };
+    assert!(matches!(full, LinkError::Window { .. }), "{full}");
+    let until = Instant::now() + PATIENCE;
+    for _ in 0..posted {
+        while worker.poll().unwrap().is_none() {
+            assert!(Instant::now() < until, "what was posted arrives");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an RDMA device"]
+fn a_peer_that_dies_without_a_word_is_seen_by_its_socket() {
+    let (client, mut worker) = ends(SMALL);
+    let started = Instant::now();
+    let gone = std::thread::spawn(move || drop(client));
+    worker.wait(PATIENCE).unwrap();
+    assert!(matches!(until_error(&mut worker), LinkError::Closed));
+    assert!(started.elapsed() < PATIENCE / 2);
+    gone.join().unwrap();
+}
+
+#[test]
+#[ignore = "needs an RDMA device"]
+fn bytes_on_the_socket_mean_nothing() {
+    let adapter = Adapter::open(&Settings::default()).unwrap();
+    let end = || adapter.prepare(adapter.port.gids[0], SMALL).unwrap();
+    let (client, worker) = (end(), end());
+    let peer = client.endpoint();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let mut worker = worker.connect(&peer, Side::Worker, ours.into()).unwrap();
+    std::io::Write::write_all(&mut theirs, &[1; 1000]).unwrap();
+    worker.wait(Duration::from_millis(50)).unwrap();
+    assert!(worker.poll().unwrap().is_none());
+    drop(worker);
+    assert!(matches!(theirs.read(&mut [0; 1]), Ok(0) | Err(_)));
+}
