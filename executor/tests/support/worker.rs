@@ -4,7 +4,10 @@ use std::{
     ffi::CString,
     io,
     os::fd::{AsFd, OwnedFd},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread::{self, Thread},
     time::Duration,
 };
@@ -85,9 +88,11 @@ fn lanes() -> io::Result<Vec<Thread>> {
     let lane = |cpu| -> io::Result<Thread> {
         let mut own = CpuSet::new();
         own.set(cpu)?;
+        let (tell, ready) = mpsc::channel();
         let spawned = thread::Builder::new().spawn(move || {
             sched_setaffinity(Pid::from_raw(0), &own).unwrap();
             sys::become_idle().unwrap();
+            tell.send(()).unwrap();
             while !SPIN.load(Ordering::Relaxed) {
                 thread::park();
             }
@@ -95,7 +100,10 @@ fn lanes() -> io::Result<Vec<Thread>> {
                 std::hint::spin_loop();
             }
         });
-        Ok(spawned?.thread().clone())
+        let thread = spawned?.thread().clone();
+        // The filter that follows would deny it what it does first.
+        ready.recv().map_err(io::Error::other)?;
+        Ok(thread)
     };
     (0..CpuSet::count()).filter(|&cpu| cpus.is_set(cpu).unwrap_or(false)).map(lane).collect()
 }
