@@ -51,7 +51,8 @@ pair)
     ip route add 10.98.0.1 dev right src 10.98.0.2 table 102
     ;;
 wire)
-    interface=$(ls /sys/class/net | grep -v '^lo$' | head -n 1)
+    # The one with a device behind it: a module may have made others.
+    interface=$(ls -d /sys/class/net/*/device | cut -d/ -f5)
     ip addr add "$address/24" dev "$interface"
     device rxe0 "$interface"
     ;;
