@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use crate::{figure::Figure, outcome::Outcome};
 
 /// The questions, in the order in which they are reported.
-pub const QUESTIONS: [&str; 9] = [
+pub const QUESTIONS: [&str; 11] = [
     "hot_call",
     "warm_call",
     "throughput",
@@ -22,6 +22,8 @@ pub const QUESTIONS: [&str; 9] = [
     "hook_idle",
     "endurance",
     "instructions",
+    "rdma_call",
+    "rdma_instructions",
 ];
 
 /// Reports what lies in `directory`; into the book's page too, if one is given.
