@@ -8,7 +8,8 @@
 //! | first result | the first call's reply is checked |
 //!
 //! Once with workers that were started in advance and the library on the node, once with an empty pool of workers, once with
-//! a library that the node has never seen, and once for 32 workers of one lease.
+//! a library that the node has never seen, and once for 32 workers of one lease. Those wait warm: on fewer CPUs than there are
+//! workers, those that spin after their call would keep the others from theirs.
 
 use std::{
     fs,
@@ -18,9 +19,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use gleaner::{Client, Library, PoolEventKind, Request};
+use gleaner::{Client, Library, PoolEventKind, Request, Waiting};
 use gleaner_benchmarks::{
-    Arguments, Compared, Goal, Outcome, Sample, Stage, figure::Detailed, stage::NODE,
+    Arguments, Compared, Goal, Outcome, Sample, Stage,
+    figure::Detailed,
+    stage::{NODE, unpin},
 };
 use gleaner_testkit::{Service, poll_until, service::Programs, slurm::Cluster};
 
@@ -32,6 +35,8 @@ const POOL: u32 = 2;
 /// The design's bounds, nanoseconds.
 const ONE_NS: u64 = 5_000_000;
 const MANY_NS: u64 = 50_000_000;
+/// What a client does by default.
+const ADAPTIVE: Waiting = Waiting::Adaptive(Duration::from_millis(100));
 /// How long the pool of workers may take to fill again.
 const REFILL_BOUND: Duration = Duration::from_secs(10);
 
@@ -40,6 +45,7 @@ struct Case {
     name: &'static str,
     pool: u32,
     cores: u32,
+    waiting: Waiting,
     rounds: usize,
     /// Every round has a library that no other had.
     new_library: bool,
@@ -48,10 +54,10 @@ struct Case {
 
 #[rustfmt::skip] // a table
 const CASES: [Case; 4] = [
-    Case { name: "pooled, cached", pool: POOL, cores: 1, rounds: ROUNDS, new_library: false, goal: Some(Goal::P50(ONE_NS)) },
-    Case { name: "empty pool", pool: 0, cores: 1, rounds: ROUNDS, new_library: false, goal: None },
-    Case { name: "new library", pool: POOL, cores: 1, rounds: ROUNDS, new_library: true, goal: None },
-    Case { name: "32 workers", pool: POOL, cores: MANY, rounds: MANY_ROUNDS, new_library: false, goal: Some(Goal::P50(MANY_NS)) },
+    Case { name: "pooled, cached", pool: POOL, cores: 1, waiting: ADAPTIVE, rounds: ROUNDS, new_library: false, goal: Some(Goal::P50(ONE_NS)) },
+    Case { name: "empty pool", pool: 0, cores: 1, waiting: ADAPTIVE, rounds: ROUNDS, new_library: false, goal: None },
+    Case { name: "new library", pool: POOL, cores: 1, waiting: ADAPTIVE, rounds: ROUNDS, new_library: true, goal: None },
+    Case { name: "32 workers", pool: POOL, cores: MANY, waiting: Waiting::Warm, rounds: MANY_ROUNDS, new_library: false, goal: Some(Goal::P50(MANY_NS)) },
 ];
 
 /// From the request to the end of each phase.
@@ -73,10 +79,14 @@ fn main() -> Result<()> {
 }
 
 fn ask(case: &Case, arguments: &Arguments, outcome: &mut Outcome) -> Result<()> {
+    unpin()?;
     let stage = stage(case.pool)?;
     let client = stage.client()?;
     // Once beforehand: the library comes onto the node, the client's connection to the harvester is made.
     start(&client, &stage.library, case)?;
+    if case.cores == 1 {
+        stay_beside_worker(&stage, &client)?;
+    }
     let mut phases: Vec<Phases> = Vec::new();
     let mut synced = Sample::new()?;
     for round in 0..arguments.pick(case.rounds, 2) {
@@ -111,6 +121,14 @@ fn report(case: &Case, phases: &[Phases], synced: Sample, outcome: &mut Outcome)
     Ok(())
 }
 
+/// A caller that spins on the worker's own CPU would wait for the kernel to part them, a tick later. One core's lease gets the
+/// same core each time.
+fn stay_beside_worker(stage: &Stage, client: &Client) -> Result<()> {
+    let pool = client.acquire(Request::new())?;
+    stage.pin_beside_worker()?;
+    Ok(pool.release()?)
+}
+
 /// One node with as many CPUs as there are to be workers, more than the machine has if need be.
 fn stage(pool: u32) -> Result<Stage> {
     let hook = Programs::find()?.path("gleaner-hook");
@@ -126,7 +144,7 @@ fn stage(pool: u32) -> Result<Stage> {
 fn start(client: &Client, library: &Library, case: &Case) -> Result<Phases> {
     let inputs: Vec<_> = (0..u64::from(case.cores)).map(u64::to_le_bytes).collect();
     let began = Instant::now();
-    let pool = client.acquire(Request::new().cores(case.cores))?;
+    let pool = client.acquire(Request::new().cores(case.cores).waiting(case.waiting))?;
     let attached = began.elapsed();
     let echo = pool.function(library, "echo")?;
     let opened = began.elapsed();
@@ -151,14 +169,20 @@ fn variant(programs: &Programs, round: usize) -> Result<Library> {
     Ok(Library::from_bytes(bytes)?)
 }
 
-/// The last lease's worker has gone, and as many as configured wait for the next.
+/// The last lease's worker has gone, and as many as configured wait for the next: nothing of the last round still runs.
 fn wait_refilled(stage: &Stage, pool: u32) -> Result<()> {
     let ready = || {
         let workers = stage.service.workers(NODE);
-        workers.len() == pool as usize && workers.iter().all(|(_, lease)| *lease == 0)
+        let waits = |&(pid, lease): &(i32, u64)| lease == 0 && is_ready(pid).unwrap_or(false);
+        workers.len() == pool as usize && workers.iter().all(waits)
     };
     ensure!(poll_until(REFILL_BOUND, ready), "the pool of workers did not fill again");
     Ok(())
+}
+
+/// A worker that waits for a lease sleeps; one that starts runs.
+fn is_ready(worker: i32) -> Result<bool> {
+    Ok(fs::read_to_string(format!("/proc/{worker}/status"))?.contains("State:\tS"))
 }
 
 /// What making a write durable costs by itself where the harvester keeps its leases.

@@ -15,6 +15,7 @@ pub mod arguments;
 pub mod caller;
 pub mod callgrind;
 pub mod counted;
+pub mod echo;
 pub mod figure;
 pub mod goal;
 pub mod hook;

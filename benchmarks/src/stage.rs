@@ -94,3 +94,10 @@ pub fn pin(cpu: usize) -> Result<()> {
     set.set(cpu).context("the CPU's number is too high")?;
     sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("pin to CPU {cpu}"))
 }
+
+/// Lets this thread run anywhere again, and what it starts from now on.
+pub fn unpin() -> Result<()> {
+    let mut set = CpuSet::new();
+    (0..CpuSet::count()).try_for_each(|cpu| set.set(cpu)).context("name all CPUs")?;
+    sched_setaffinity(Pid::from_raw(0), &set).context("unpin")
+}

@@ -6,7 +6,7 @@
 //!               └─eviction─┴──────▶ Done (with a copy of the reply, or the error)
 //! ```
 //!
-//! [`crate::pool`] and [`crate::function`] are the callers; [`crate::eviction`] moves calls, [`crate::relocate`] gets
+//! [`crate::pool`] and [`crate::function`] are the callers; [`crate::slots`] hands out slots, [`crate::eviction`] moves calls, [`crate::relocate`] gets
 //! leases, [`crate::waiting`] sleeps. On the path of a call that meets none of these nothing is allocated.
 
 use std::{
@@ -26,7 +26,7 @@ use crate::{
     function::Settings,
     harvester::Harvester,
     keepalive::Renewer,
-    lane::{Answer, Invocation, Lane, Prepared},
+    lane::Answer,
     library::Library,
     local::LocalFunction,
     relocate::Relocation,
@@ -65,7 +65,7 @@ pub(crate) struct Calls {
     pub(crate) due: Option<Instant>,
     last_number: u64,
     /// The session and the lane whose turn it is.
-    next: (usize, usize),
+    pub(crate) next: (usize, usize),
 }
 
 /// A function of the pool.
@@ -358,68 +358,6 @@ impl Calls {
         }
     }
 
-    /// Takes a sent call out of its slot, back into the queue.
-    pub(crate) fn requeue(&mut self, index: u32, place: Place) {
-        let Some(open) = self.sessions[place.session].as_mut() else {
-            return;
-        };
-        let lane = &mut open.lanes[place.lane];
-        let input = lane.sent_input(place.slot).to_vec();
-        lane.free(place.slot);
-        let call = &mut self.calls[index as usize];
-        call.reruns += 1;
-        self.stats.reruns += 1;
-        call.state = State::Queued(input);
-        self.queue.push_back(index);
-    }
-
-    /// Several calls follow: those of one lane may go out together.
-    pub(crate) fn hold(&mut self) {
-        let open = self.sessions.iter_mut().flatten().filter(|open| open.closing.is_none());
-        open.flat_map(|open| &mut open.lanes).for_each(Lane::hold);
-    }
-
-    /// Sends what was held.
-    pub(crate) fn release(&mut self) {
-        for open in self.sessions.iter_mut().flatten() {
-            let broken = open.lanes.iter_mut().find_map(|lane| lane.release().err());
-            if let Some(error) = broken {
-                open.close(error.to_string());
-            }
-        }
-    }
-
-    /// Sends queued calls for which there is room.
-    pub(crate) fn dispatch(&mut self) {
-        if self.queue.is_empty() {
-            return;
-        }
-        self.hold();
-        self.send_queued();
-        self.release();
-    }
-
-    fn send_queued(&mut self) {
-        while let Some(&index) = self.queue.front() {
-            let call = &self.calls[index as usize];
-            let State::Queued(input) = &call.state else {
-                self.queue.pop_front();
-                continue;
-            };
-            let (settings, len) = (call.settings, input.len() as u32);
-            let Some((session, lane, prepared)) = self.prepare(len, &settings) else {
-                return;
-            };
-            self.queue.pop_front();
-            if let Some(open) = self.sessions[session].as_mut()
-                && let State::Queued(input) = &self.calls[index as usize].state
-            {
-                open.lanes[lane].input(&prepared).copy_from_slice(input);
-            }
-            self.post(index, session, lane, &prepared);
-        }
-    }
-
     /// Ends calls whose time is over.
     pub(crate) fn expire(&mut self, now: Instant) {
         if self.due.is_none_or(|due| due > now) {
@@ -502,134 +440,6 @@ impl Calls {
             }
         };
         CallKey { index, number: self.last_number }
-    }
-
-    /// Refuses what no lane of this pool can ever carry.
-    pub(crate) fn check_size(&self, len: u32, settings: &Settings) -> Result<(), CallError> {
-        let wanted = u64::from(len.max(settings.reply_capacity.unwrap_or(0)));
-        // One lane a session: the others are like it.
-        let lanes = self.sessions.iter().flatten().filter_map(|open| open.lanes.first());
-        match lanes.map(Lane::payload_max).min() {
-            Some(max) if wanted > max => {
-                Err(CallError::Failed(Failure::TooLarge { bytes: wanted, max }))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// A slot on the next lane that has one, lane after lane.
-    pub(crate) fn prepare(
-        &mut self,
-        len: u32,
-        settings: &Settings,
-    ) -> Option<(usize, usize, Prepared)> {
-        let sessions = self.sessions.len();
-        let wide = self.sessions.iter().flatten().map(|open| open.lanes.len()).max()?;
-        for _ in 0..sessions * wide {
-            let (session, lane) = self.next_turn(sessions, wide);
-            let Some(open) = self.sessions[session].as_mut().filter(|s| s.closing.is_none()) else {
-                continue;
-            };
-            let Some(at) = open.lanes.get_mut(lane) else {
-                continue;
-            };
-            let capacity = settings.reply_capacity.unwrap_or(at.slot_capacity());
-            if let Some(prepared) = at.prepare(len, capacity) {
-                return Some((session, lane, prepared));
-            }
-        }
-        None
-    }
-
-    /// Session after session, then lane after lane. Sessions come and go: what is out of range begins anew.
-    fn next_turn(&mut self, sessions: usize, wide: usize) -> (usize, usize) {
-        let (mut session, mut lane) = self.next;
-        if session >= sessions {
-            (session, lane) = (0, lane + 1);
-        }
-        if lane >= wide {
-            lane = 0;
-        }
-        self.next = (session + 1, lane);
-        (session, lane)
-    }
-
-    pub(crate) fn post(&mut self, index: u32, session: usize, lane: usize, prepared: &Prepared) {
-        let Some(open) = self.sessions[session].as_mut() else {
-            return;
-        };
-        let call = &mut self.calls[index as usize];
-        let invocation = Invocation {
-            call: index,
-            number: call.number,
-            function: open.functions[call.function as usize],
-            epoch: open.epoch,
-            time_ns: call.settings.deadline.map_or(0, |deadline| deadline.as_nanos() as u64),
-        };
-        call.state = State::Sent(Place { session, lane, slot: prepared.slot });
-        // A call that could not be written counts as sent: the session's verdicts say that it did not arrive.
-        if let Err(error) = open.lanes[lane].post(prepared, &invocation) {
-            open.close(error.to_string());
-        }
-    }
-
-    /// Copies one reply that nobody has taken yet out of its slot; false if there is none.
-    fn spill_one(&mut self) -> bool {
-        for index in 0..self.calls.len() {
-            if let State::Replied(place, arrival) = self.calls[index].state {
-                self.spill(index as u32, place, &arrival);
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Gives queued calls the slots of replies that nobody takes now: their callers may wait for the queued ones first.
-    pub(crate) fn make_room(&mut self) {
-        let mut wanted = self.queue.len();
-        if wanted == 0 {
-            return;
-        }
-        for index in 0..self.calls.len() {
-            if let State::Replied(place, arrival) = self.calls[index].state {
-                self.spill(index as u32, place, &arrival);
-                wanted -= 1;
-                if wanted == 0 {
-                    break;
-                }
-            }
-        }
-        self.dispatch();
-    }
-
-    /// Copies a reply out of its slot, which is free then.
-    pub(crate) fn spill(&mut self, index: u32, place: Place, arrival: &Arrival) {
-        if let Some(open) = self.sessions[place.session].as_mut() {
-            let bytes = open.lanes[place.lane].read(place.slot, arrival, &mut <[u8]>::to_vec);
-            match bytes {
-                Some(bytes) => self.calls[index as usize].state = State::Done(Ok(bytes)),
-                None => self.resent(index, place),
-            }
-        }
-    }
-
-    /// A reply was taken back with its memory: its call waits for an answer as before.
-    fn resent(&mut self, index: u32, place: Place) {
-        let call = &mut self.calls[index as usize];
-        call.state = State::Sent(place);
-        self.due = [self.due, call.due].into_iter().flatten().min();
-    }
-
-    fn cancel_at(&mut self, place: Place, grace: Duration) {
-        if let Some(open) = self.sessions[place.session].as_mut() {
-            open.cancel(place.lane, place.slot, grace);
-        }
-    }
-
-    fn free_slot(&mut self, place: Place) {
-        if let Some(open) = self.sessions[place.session].as_mut() {
-            open.lanes[place.lane].free(place.slot);
-        }
     }
 
     /// What an answer that is not OK means.

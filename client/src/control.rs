@@ -6,10 +6,7 @@
 use std::{
     io,
     net::{TcpStream, ToSocketAddrs},
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::net::UnixStream,
-    },
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -26,7 +23,10 @@ use gleaner_proto::{
 };
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout},
-    sys::socket::{MsgFlags, send, setsockopt, sockopt},
+    sys::socket::{
+        AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, setsockopt, socket,
+        sockopt,
+    },
 };
 
 use crate::error::AttachError;
@@ -73,14 +73,21 @@ impl Control {
         Ok(Self::new(stream.into(), address))
     }
 
-    /// Dials the executor of this node.
+    /// Dials the executor of this node. One that takes no more connections now, since it is stopped or flooded, is as good as
+    /// none: a connect that waits would wait without a bound.
     pub(crate) fn local(path: &str) -> Result<Self, AttachError> {
-        let failed = |source| AttachError::Io {
+        let dial = || {
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            let stream = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+            connect(stream.as_raw_fd(), &UnixAddr::new(path)?)?;
+            Ok(stream)
+        };
+        let stream = dial().map_err(|error: nix::Error| AttachError::Io {
             step: "cannot reach the executor at",
             address: path.to_owned(),
-            source,
-        };
-        Ok(Self::new(UnixStream::connect(path).map_err(failed)?.into(), path))
+            source: error.into(),
+        })?;
+        Ok(Self::new(stream, path))
     }
 
     fn new(socket: OwnedFd, address: &str) -> Self {
@@ -280,4 +287,33 @@ fn keep_watch(stream: &TcpStream) -> io::Result<()> {
     setsockopt(stream, sockopt::TcpKeepCount, &(SILENCE_S / 2))?;
     setsockopt(stream, sockopt::TcpUserTimeout, &(SILENCE_S * 1000))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::{Backlog, bind, listen};
+
+    use super::*;
+
+    /// The bound is the test's own: a connect that waits never comes back.
+    #[test]
+    fn an_executor_that_takes_no_more_connections_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("executor.sock");
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let stopped = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+        bind(stopped.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        listen(&stopped, Backlog::new(2).unwrap()).unwrap();
+        let path = path.to_str().unwrap();
+        let mut waiting = Vec::new();
+        let refused = loop {
+            match Control::local(path) {
+                Ok(control) => waiting.push(control),
+                Err(error) => break error,
+            }
+            assert!(waiting.len() < 10, "the backlog has no end");
+        };
+        let AttachError::Io { source, .. } = &refused else { panic!("{refused}") };
+        assert_eq!(source.kind(), io::ErrorKind::WouldBlock);
+    }
 }

@@ -52,6 +52,7 @@ mod reactor;
 mod relocate;
 mod request;
 mod session;
+mod slots;
 mod spin;
 mod tune;
 mod verbs;

@@ -15,7 +15,19 @@ pub(crate) struct Spin {
     /// Since when nothing has come; `None` while something does.
     idle_since: Option<u64>,
     serviced: u64,
+    /// Since the clock was last read.
     looks: u32,
+}
+
+/// What a caller does that has found nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Looks again at once.
+    Look,
+    /// Sees to everything else first: about once a millisecond.
+    Service,
+    /// Sleeps: it has spun for long enough.
+    Sleep,
 }
 
 impl Spin {
@@ -35,30 +47,42 @@ impl Spin {
         self.idle_since = None;
     }
 
-    /// Whether to look again at once.
-    pub(crate) fn hot(&mut self) -> bool {
+    /// Nothing was found: what now?
+    pub(crate) fn next(&mut self) -> Next {
         if self.hot.is_zero() {
-            return false;
+            return Next::Sleep;
         }
-        self.calibrate();
-        let now = clock::ticks();
-        now.saturating_sub(*self.idle_since.get_or_insert(now)) < self.bounds.0
+        let Some(now) = self.clock() else { return Next::Look };
+        if now.saturating_sub(*self.idle_since.get_or_insert(now)) >= self.bounds.0 {
+            Next::Sleep
+        } else if now.saturating_sub(self.serviced) >= self.bounds.1 {
+            Next::Service
+        } else {
+            // Who waits for longer leaves the processor's other thread more room.
+            std::hint::spin_loop();
+            Next::Look
+        }
     }
 
     /// Whether to see to everything else: true about once a millisecond.
     pub(crate) fn due(&mut self) -> bool {
-        self.looks += 1;
-        if self.looks < LOOKS_PER_CLOCK {
-            return false;
-        }
-        self.looks = 0;
-        self.calibrate();
-        clock::ticks().saturating_sub(self.serviced) >= self.bounds.1
+        self.clock().is_some_and(|now| now.saturating_sub(self.serviced) >= self.bounds.1)
     }
 
     /// It was seen to now.
     pub(crate) fn serviced(&mut self) {
         self.serviced = clock::ticks();
+    }
+
+    /// The time, at one of many looks.
+    fn clock(&mut self) -> Option<u64> {
+        self.looks += 1;
+        if self.looks < LOOKS_PER_CLOCK {
+            return None;
+        }
+        self.looks = 0;
+        self.calibrate();
+        Some(clock::ticks())
     }
 
     /// Ends the comparison of clocks that began with the pool; getting a lease has taken longer than it needs.

@@ -11,16 +11,17 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use crate::{
     calls::{Calls, Place},
     request::{KeepAlive, Waiting},
+    spin::Next,
     tune::{SLEEP_MAX, VERDICT_BOUND},
 };
 
 impl Calls {
     /// Nothing was there: spins or sleeps a little, for one place or for all of them, and sees to the rest when due.
     pub(crate) fn idle(&mut self, place: Option<Place>, due: Option<Instant>) {
-        if self.live() > 0 && self.spin.hot() {
-            self.look_around();
-            std::hint::spin_loop();
-            return;
+        match self.spin.next() {
+            Next::Look => return,
+            Next::Service if self.live() > 0 => return self.service(Instant::now()),
+            Next::Service | Next::Sleep => {}
         }
         if self.queue.is_empty() {
             self.sleep(place, due);

@@ -298,14 +298,14 @@ pub struct Start<'a> {
     pub input: BorrowedFd<'a>,
     /// The cgroup v2 directory that it starts in.
     pub cgroup: Option<BorrowedFd<'a>>,
-    /// A v1 controller's `cgroup.procs` that it enters.
-    pub procs_v1: Option<BorrowedFd<'a>>,
+    /// The v1 controllers' `cgroup.procs` that it enters.
+    pub procs_v1: [Option<BorrowedFd<'a>>; 2],
     /// In its own PID namespace, as its init.
     pub pid_namespace: bool,
     /// The user and group that it becomes.
     pub user: Option<(u32, u32)>,
-    /// The first that the kernel kills when memory runs out.
-    pub first_to_go: bool,
+    /// The first that the kernel kills when memory runs out, and the last that it gives a CPU.
+    pub is_guest: bool,
 }
 
 /// The kernel's `struct clone_args`, up to the field that names a cgroup.
@@ -370,13 +370,15 @@ unsafe fn child(start: &Start<'_>, parent: libc::pid_t) -> ! {
                 libc::_exit(126)
             }
         };
-        if let Some(procs) = start.procs_v1 {
+        for procs in start.procs_v1.into_iter().flatten() {
             fail(libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) as libc::c_int);
         }
-        if start.first_to_go {
-            write_file(c"/proc/self/oom_score_adj", b"1000");
-        }
         libc::setsid();
+        if start.is_guest {
+            write_file(c"/proc/self/oom_score_adj", b"1000");
+            // Where there is no idle group: the session's own counts as little as it can.
+            write_file(c"/proc/self/autogroup", b"19");
+        }
         let mut none: libc::sigset_t = mem::zeroed();
         libc::sigemptyset(&mut none);
         fail(libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut()));

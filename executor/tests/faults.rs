@@ -227,13 +227,19 @@ fn a_killed_agent_takes_its_leases_along_and_the_pool_recovers() {
     assert_eq!(spin.invoke(&1u64.to_le_bytes()).unwrap().len(), 8, "on a new lease");
 }
 
+/// A lease that ends soon, and its client's stream.
+fn short_lease(service: &Service) -> (v1::Lease, Raw) {
+    let owner = key(1);
+    let lease = service.lease(&owner, Duration::from_millis(700));
+    let (raw, answer) = Raw::attach(&lease.address, &lease.token, &owner);
+    attached(&answer);
+    (lease, raw)
+}
+
 #[test]
 fn a_stopped_agent_serves_nothing_stale_when_it_goes_on() {
     let service = Service::start(&["n1"]);
-    let owner = key(1);
-    let lease = service.lease(&owner, Duration::from_millis(700));
-    let (mut raw, answer) = Raw::attach(&lease.address, &lease.token, &owner);
-    attached(&answer);
+    let (lease, mut raw) = short_lease(&service);
     let agent = Pid::from_raw(service.children(0, "agent")[0]);
     kill(agent, Signal::SIGSTOP).unwrap();
     // Asked while it is stopped, before and after the lease's end: it must not say yes to either.
@@ -257,10 +263,7 @@ fn a_stopped_agent_serves_nothing_stale_when_it_goes_on() {
 #[test]
 fn an_agent_that_goes_on_without_its_keeper_serves_nothing_stale_either() {
     let service = Service::start(&["n1"]);
-    let owner = key(1);
-    let lease = service.lease(&owner, Duration::from_millis(700));
-    let (mut raw, answer) = Raw::attach(&lease.address, &lease.token, &owner);
-    attached(&answer);
+    let (lease, mut raw) = short_lease(&service);
     let agent = Pid::from_raw(service.children(0, "agent")[0]);
     service.executors[0].stop();
     kill(agent, Signal::SIGSTOP).unwrap();

@@ -281,28 +281,6 @@ async fn a_disk_that_turns_read_only_stops_leases_and_neither_grants_nor_vacates
     client.acquire(one_lease(1)).await.unwrap_err();
     assert_eq!(executor.told().acked, 0, "the executor was told to forget what is stored nowhere");
     disk.replace();
-    for _ in 0..50 {
-        eprintln!(
-            "DBG {:?} {}",
-            client.get_status(v1::GetStatusRequest {}).await.unwrap().store_error,
-            executor.told().acked
-        );
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    eprintln!(
-        "{}",
-        String::from_utf8_lossy(
-            &std::process::Command::new("sh")
-                .arg("-c")
-                .arg(format!(
-                    "grep {0} /proc/mounts; ls -la {0}/state; touch {0}/state/x",
-                    disk.file("").display()
-                ))
-                .output()
-                .unwrap()
-                .stdout
-        )
-    );
     eventually("its record is stored", async || (executor.told().acked == 1).then_some(())).await;
     let shown = client.get_status(v1::GetStatusRequest {}).await.unwrap().store_error;
     assert_eq!(shown, "", "it is stored");

@@ -65,6 +65,8 @@ impl Alone<'_> {
             entries(&table).filter_map(|entry| Held::take(entry.process)).collect();
         let group = group(&head);
         if let Some(group) = &group {
+            // The dying need a turn to die; fails where the CPU controller does not reach the group.
+            let _ = fs::write(group.join("cpu.idle"), "0");
             let _ = fs::write(group.join("cgroup.kill"), "1");
         }
         processes.iter().for_each(Held::kill);

@@ -29,9 +29,10 @@ impl Held {
     pub(crate) fn take(process: Process) -> Option<Self> {
         let pidfd = pidfd_open(process.pid)?;
         let stat = fs::read(format!("/proc/{}/stat", process.pid)).ok()?;
-        let (state, start) = parse_stat(&stat)?;
-        (start == process.start && !matches!(state, b'Z' | b'X'))
-            .then_some(Self { pid: process.pid, pidfd })
+        let (_, start) = parse_stat(&stat)?;
+        let held = Self { pid: process.pid, pidfd };
+        // Not by its state: that is its first thread's, and the others may outlive it.
+        (start == process.start && !held.gone_by(Instant::now())).then_some(held)
     }
 
     /// Kills it.

@@ -1,6 +1,7 @@
 //! The hook's program against every keeper that it may meet: a live one, none, a stopped one, a full socket, another
 //! version. It must always exit 0 within its bound, and nothing of Gleaner may run afterwards.
 
+#![allow(unsafe_code)] // one thread ends alone
 #![allow(clippy::unwrap_used)] // the shared support code too is a test's
 
 #[path = "../../executor/tests/support/mod.rs"]
@@ -12,6 +13,7 @@ use std::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::fs::FileExt,
     },
+    path::Path,
     process::{Child, Command},
     thread,
     time::{Duration, Instant},
@@ -21,7 +23,7 @@ use gleaner_executor::keeper::ipc::Notice;
 use gleaner_proto::{
     hook::HookAnswer,
     vacates::{Trigger, VacateRecord, next_record},
-    workers::{CGROUP_PATH_MAX, Entry, HEAD_LEN, Head, Process, TABLE_LEN},
+    workers::{CGROUP_PATH_MAX, Entry, HEAD_LEN, Head, Process, TABLE_LEN, parse_stat},
 };
 use gleaner_testkit::process::run_bounded;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -34,18 +36,24 @@ use nix::{
 };
 use support::{Bench, NODE, PATIENCE, groups, lives, process, seqpacket, signal, until};
 
+/// The role of a process whose first thread ends before the others.
+const HEADLESS: &str = "headless";
 const BOUND: Duration = Duration::from_millis(200);
 /// What starting a process may take on a machine that does a hundred other things.
 const SLACK: Duration = Duration::from_millis(800);
 
 fn main() {
     support::play_role();
+    if std::env::args().nth(1).is_some_and(|role| role == HEADLESS) {
+        outlive_the_first_thread();
+    }
     let root: &[(&str, fn())] = &[
         ("a_live_keeper_clears_the_node", live_keeper),
         ("an_epilog_is_told", epilog),
         ("a_stopped_keeper_is_killed_with_all_it_started", stopped_keeper),
         ("a_killed_keeper_leaves_nothing_to_do", killed_keeper),
         ("processes_without_a_keeper_are_killed", orphans),
+        ("threads_that_outlive_the_first_are_killed", headless),
         ("a_pid_of_another_process_is_left_alone", reused_pid),
         ("a_table_of_another_boot_is_left_alone", other_boot),
         ("a_full_socket_is_not_waited_for", full_socket),
@@ -102,6 +110,13 @@ fn held(bench: &Bench) -> bool {
     bench.node_dir().join("held/42").exists()
 }
 
+/// Whether nothing runs in a group, of whichever version.
+fn is_empty(group: &Path) -> bool {
+    let members = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    let events = fs::read_to_string(group.join("cgroup.events")).unwrap_or_default();
+    members.is_empty() && !events.contains("populated 1")
+}
+
 fn live_keeper() {
     let bench = Bench::start();
     let worker = bench.leased();
@@ -153,10 +168,12 @@ fn killed_keeper() {
     let worker = bench.leased();
     signal(bench.keeper_pid(), Signal::SIGKILL);
     bench.keeper_ends();
-    // The pool's worker too: one that was just forked holds the keeper's sockets for a moment.
+    // The pool's worker too: one that was just forked holds the keeper's sockets for a moment. And whatever of a process
+    // outlives its first thread, or was forked and is in no table yet.
     let children = bench.table();
     until("its workers end with it", || {
-        children.iter().all(|child| !lives(child.process)).then_some(())
+        let gone = children.iter().all(|child| !lives(child.process));
+        (gone && groups(&bench.node_dir()).iter().all(|group| is_empty(group))).then_some(())
     });
     assert!(!lives(worker.process));
     assert_eq!(prolog(&bench), "");
@@ -211,6 +228,25 @@ fn orphans() {
     assert!(!lives(worker.process()));
     let record = records(&bench)[0];
     assert_eq!((record.trigger, record.processes, record.job_id), (Trigger::HookAlone, 1, 42));
+}
+
+fn outlive_the_first_thread() -> ! {
+    thread::spawn(|| thread::sleep(Duration::from_secs(600)));
+    // SAFETY: it ends this thread alone, which owns nothing that the other one uses.
+    unsafe { nix::libc::syscall(nix::libc::SYS_exit, 0) };
+    unreachable!("the thread has ended")
+}
+
+/// A process whose first thread has ended shows as a zombie while its others run on.
+fn headless() {
+    let own = std::env::current_exe().unwrap();
+    let headless = Sleeper(Command::new(own).arg(HEADLESS).spawn().unwrap());
+    until("its first thread has ended", || {
+        let stat = fs::read(format!("/proc/{}/stat", headless.process().pid)).unwrap();
+        matches!(parse_stat(&stat), Some((b'Z', _))).then_some(())
+    });
+    let bench = without_keeper(&[headless.process()], 0);
+    assert!(prolog(&bench).contains("does not run: killed 1 processes"));
 }
 
 fn reused_pid() {

@@ -1,26 +1,17 @@
 //! The benchmarks: one program a question, and a report over all that were ever asked.
 
+#[path = "../../benchmarks/src/report/questions.rs"]
+mod questions;
+
 use std::{ffi::OsString, path::Path, process::Command};
 
 use anyhow::bail;
 
+use self::questions::{QUESTIONS, RDMA_QUESTIONS};
 use crate::{
     run::{cargo, root, run, target_dir},
     setup::{packages, rdma_tools, tools},
 };
-
-/// In the order in which they are run. Each is a program `bench-<name>`.
-const QUESTIONS: [&str; 9] = [
-    "hot_call",
-    "warm_call",
-    "throughput",
-    "bandwidth",
-    "cold_start",
-    "vacate",
-    "hook_idle",
-    "endurance",
-    "instructions",
-];
 
 /// Builds everything in release, asks the questions, which use the programs of that same build, and reports.
 pub(crate) fn bench(questions: &[String], quick: bool, calls: Option<u64>) -> anyhow::Result<()> {
@@ -50,9 +41,6 @@ fn report(quick: bool) -> anyhow::Result<()> {
     }
     run(report)
 }
-
-/// Asked where there is an RDMA device: on this machine, or else in a guest.
-const RDMA_QUESTIONS: [&str; 2] = ["rdma_call", "rdma_instructions"];
 
 /// The questions on RDMA, and the report over all that were ever asked.
 pub(crate) fn bench_rdma(quick: bool) -> anyhow::Result<()> {

@@ -3,28 +3,15 @@
 
 mod page;
 mod plot;
+mod questions;
 mod table;
 
 use std::{fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 
+use self::questions::{QUESTIONS, RDMA_QUESTIONS};
 use crate::{figure::Figure, outcome::Outcome};
-
-/// The questions, in the order in which they are reported.
-pub const QUESTIONS: [&str; 11] = [
-    "hot_call",
-    "warm_call",
-    "throughput",
-    "bandwidth",
-    "cold_start",
-    "vacate",
-    "hook_idle",
-    "endurance",
-    "instructions",
-    "rdma_call",
-    "rdma_instructions",
-];
 
 /// Reports what lies in `directory`; into the book's page too, if one is given.
 pub fn write(directory: &Path, book: Option<&Path>) -> Result<()> {
@@ -45,7 +32,8 @@ pub fn write(directory: &Path, book: Option<&Path>) -> Result<()> {
 }
 
 fn outcomes(directory: &Path) -> Result<Vec<Outcome>> {
-    let paths = QUESTIONS.iter().map(|question| directory.join(format!("{question}.json")));
+    let questions = QUESTIONS.iter().chain(&RDMA_QUESTIONS);
+    let paths = questions.map(|question| directory.join(format!("{question}.json")));
     paths.filter(|path| path.is_file()).map(|path| Outcome::read(&path)).collect()
 }
 

@@ -80,8 +80,12 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// The descriptor, for a worker.
     fn into_fd(self) -> io::Result<OwnedFd>;
 
-    /// Sends a few bytes with a descriptor beside them, at once or not at all.
-    fn send_with_fd(&self, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<()>;
+    /// Sends a few bytes with a descriptor beside them.
+    fn send_with_fd(
+        &self,
+        bytes: &[u8],
+        fd: BorrowedFd<'_>,
+    ) -> impl Future<Output = io::Result<()>> + Send;
 }
 
 impl Stream for TcpStream {
@@ -89,7 +93,7 @@ impl Stream for TcpStream {
         Ok(self.into_std()?.into())
     }
 
-    fn send_with_fd(&self, _: &[u8], _: BorrowedFd<'_>) -> io::Result<()> {
+    async fn send_with_fd(&self, _: &[u8], _: BorrowedFd<'_>) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }
@@ -99,8 +103,9 @@ impl Stream for UnixStream {
         Ok(self.into_std()?.into())
     }
 
-    fn send_with_fd(&self, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<()> {
-        self.try_io(Interest::WRITABLE, || sys::send_with_fd(self.as_fd(), bytes, Some(fd)))
+    async fn send_with_fd(&self, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<()> {
+        let send = || sys::send_with_fd(self.as_fd(), bytes, Some(fd));
+        self.async_io(Interest::WRITABLE, send).await
     }
 }
 
@@ -246,7 +251,7 @@ async fn carrier<S: Stream>(
     let protocol = |message: String| Refused { code: Code::Protocol, message };
     match v1::Transport::try_from(wanted.transport) {
         Ok(v1::Transport::SharedMemory) => {
-            send_segment(stream, ready, geometry).map(Carrier::Segment)
+            send_segment(stream, ready, geometry).await.map(Carrier::Segment)
         }
         Ok(v1::Transport::Verbs) => {
             let endpoint = Endpoint::decode(&wanted.endpoint);
@@ -262,14 +267,14 @@ async fn carrier<S: Stream>(
 }
 
 /// Makes a lane's memory, and gives it to the client beside this message.
-fn send_segment<S: Stream>(
+async fn send_segment<S: Stream>(
     stream: &S,
     message: from_agent::Message,
     geometry: Geometry,
 ) -> Result<OwnedFd, Refused> {
     let file = Segment::create(geometry).map_err(|error| internal(&error.to_string()))?;
     let frame = framing::encode(&FromAgent { message: Some(message) });
-    match stream.send_with_fd(&frame, file.as_fd()) {
+    match stream.send_with_fd(&frame, file.as_fd()).await {
         Err(error) if error.kind() == io::ErrorKind::Unsupported => {
             let message = "shared memory is for clients on this node: connect to its local socket";
             Err(Refused { code: Code::Protocol, message: message.into() })

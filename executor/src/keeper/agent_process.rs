@@ -76,10 +76,10 @@ impl AgentProcess {
             inherits: [theirs.as_fd(), self.listener.as_fd()],
             input: self.null.as_fd(),
             cgroup: None,
-            procs_v1: None,
+            procs_v1: [None, None],
             pid_namespace: false,
             user: self.user,
-            first_to_go: false,
+            is_guest: false,
         })?;
         Ok(Live { pid, pidfd, socket, started_ns: now_ns })
     }

@@ -1,7 +1,7 @@
 //! The workers' cgroups: one group for the node, one in it for each worker. Used by [`workers`](super::workers).
 //!
 //! With cgroup v2, `cgroup.kill` ends a whole group by one write. Memory is limited by whichever hierarchy has the memory
-//! controller. Both lie below the cgroup that the keeper was started in, so that whoever manages that one (systemd, a
+//! controller, and the CPU controller's makes the workers idle ([`idle_group`](super::idle_group)). All lie below the cgroup that the keeper was started in, so that whoever manages that one (systemd, a
 //! Slurm job) stays in charge. After [`Hierarchy::find`] nothing here allocates.
 
 use std::{
@@ -15,7 +15,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::log::say;
+use super::{
+    idle_group::{IdleGroup, Rank},
+    log::say,
+};
+
 use nix::{
     fcntl::{OFlag, openat},
     sys::stat::{Mode, mkdirat},
@@ -61,7 +65,7 @@ pub(super) fn open_at(dir: impl AsFd, name: &CStr, flags: OFlag) -> io::Result<O
     Ok(openat(dir, name, flags | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
-fn write_at(dir: impl AsFd, name: &CStr, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write_at(dir: impl AsFd, name: &CStr, bytes: &[u8]) -> io::Result<()> {
     let mut file = fs::File::from(open_at(dir, name, OFlag::O_WRONLY)?);
     file.write_all(bytes)
 }
@@ -98,6 +102,8 @@ pub(super) struct Hierarchy {
     v2: Option<(OwnedFd, PathBuf)>,
     /// The node's group in the memory controller's hierarchy.
     memory: Option<(OwnedFd, PathBuf, MemoryFiles)>,
+    /// The node's group in the CPU controller's.
+    cpu: Option<IdleGroup>,
 }
 
 /// One worker's group.
@@ -117,9 +123,7 @@ impl Hierarchy {
         let v2 = v2_own.as_deref().and_then(|own| make(&own.join(name)));
         let v2 = v2.filter(|(fd, _)| open_at(fd, c"cgroup.kill", OFlag::O_WRONLY).is_ok());
         let memory_v2 = match (&v2, &v2_own) {
-            (Some((fd, path)), Some(own)) if delegate_memory(own, name, path) => {
-                fd.try_clone().ok()
-            }
+            (Some((fd, path)), Some(own)) if delegate(own, name, path) => fd.try_clone().ok(),
             _ => None,
         };
         if let (Some(_), Some((_, path)), Some(own)) = (&memory_v2, &v2, &v2_own) {
@@ -132,7 +136,27 @@ impl Hierarchy {
                 .filter(|(fd, _)| open_at(fd, c"memory.limit_in_bytes", OFlag::O_WRONLY).is_ok())
                 .map(|(fd, path)| (fd, path, MemoryFiles::V1)),
         };
-        Self { v2, memory }
+        let cpu_own = own_group(&mounts, &own, Some("cpu"));
+        let cpu = IdleGroup::find(v2.as_ref().map(|(dir, _)| dir), cpu_own, name);
+        Self { v2, memory, cpu }
+    }
+
+    /// Whether the workers stand back from all else that runs on the machine.
+    pub(super) fn is_idle(&self) -> bool {
+        self.cpu.is_some()
+    }
+
+    /// How the workers stand to all else.
+    pub(super) fn rank(&self, rank: Rank) {
+        if let Some(cpu) = &self.cpu {
+            cpu.set(rank);
+        }
+    }
+
+    /// The `cgroup.procs` of the v1 groups that a worker enters.
+    pub(super) fn procs_v1(&self, group: &Group) -> io::Result<[Option<OwnedFd>; 2]> {
+        let cpu = self.cpu.as_ref().map_or(Ok(None), IdleGroup::procs_v1)?;
+        Ok([group.procs_v1()?, cpu])
     }
 
     /// The directory whose `cgroup.kill` ends every worker.
@@ -208,7 +232,8 @@ impl Hierarchy {
     /// Those of the last keeper too that were not empty yet when this one started.
     pub(super) fn remove_all(&self) {
         self.remove_leftovers();
-        self.paths().for_each(|path| drop(fs::remove_dir(path)));
+        let cpu = self.cpu.as_ref().and_then(IdleGroup::own);
+        self.paths().chain(cpu).for_each(|path| drop(fs::remove_dir(path)));
     }
 }
 
@@ -219,7 +244,7 @@ impl Group {
     }
 
     /// The v1 memory group's `cgroup.procs`, for the worker to enter.
-    pub(super) fn procs_v1(&self) -> io::Result<Option<OwnedFd>> {
+    fn procs_v1(&self) -> io::Result<Option<OwnedFd>> {
         match &self.memory {
             Some((dir, MemoryFiles::V1)) => {
                 open_at(dir, c"cgroup.procs", OFlag::O_WRONLY).map(Some)
@@ -298,7 +323,7 @@ fn group_name(index: usize) -> Name {
 }
 
 /// Makes a group and opens it.
-fn make(path: &Path) -> Option<(OwnedFd, PathBuf)> {
+pub(super) fn make(path: &Path) -> Option<(OwnedFd, PathBuf)> {
     match fs::create_dir(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -317,9 +342,9 @@ fn delegate_rdma(own: &Path, node_group: &Path) {
     }
 }
 
-/// Passes v2's memory controller down to the workers' groups. A group that passes controllers on may hold no process but
-/// the root, so the keeper moves into a group beside the node's.
-fn delegate_memory(own: &Path, name: &str, node_group: &Path) -> bool {
+/// Passes v2's memory controller down to the workers' groups, and the CPU controller to the node's, if it is there. A group that
+/// passes controllers on may hold no process but the root, so the keeper moves into a group beside the node's.
+fn delegate(own: &Path, name: &str, node_group: &Path) -> bool {
     let pass = |path: &Path| fs::write(path.join("cgroup.subtree_control"), "+memory");
     let has_memory = |path: &Path| {
         let text = fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
@@ -340,6 +365,7 @@ fn delegate_memory(own: &Path, name: &str, node_group: &Path) -> bool {
             return false;
         }
     }
+    let _ = fs::write(own.join("cgroup.subtree_control"), "+cpu");
     has_memory(node_group) && pass(node_group).is_ok()
 }
 

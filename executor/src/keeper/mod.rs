@@ -19,6 +19,7 @@ mod cores;
 pub mod handover;
 mod holds;
 mod hooks;
+mod idle_group;
 pub mod ipc;
 pub mod journal;
 mod leftovers;

@@ -47,6 +47,8 @@ const ORDERS_A_TURN: usize = 64;
 const LINGER_NS: u64 = 2_000_000;
 /// How long the pool is not refilled after a worker did not start.
 const REFILL_PAUSE_NS: u64 = 500_000_000;
+/// How long it is not refilled after a lease has taken a worker of it: starting one must not compete with the lease's first call.
+const REFILL_AFTER_START_NS: u64 = 20_000_000;
 /// The hook's own bound, at most.
 const HOOK_BOUND_MS: u32 = 1000;
 /// How long a vacate without a hook waits for the last process.
@@ -298,6 +300,10 @@ impl Keeper {
             Err(DeadlineError::Known(_)) => return refuse(StartRefusal::Duplicate),
             Err(DeadlineError::Full(_)) => return refuse(StartRefusal::Full),
             Err(_) => return refuse(StartRefusal::Epoch),
+        }
+        // Not later for each of many leases: the pool would stay empty.
+        if self.refill_not_before_ns <= now.0 {
+            self.refill_not_before_ns = now.0 + REFILL_AFTER_START_NS;
         }
         let lease = wanted.lease;
         self.workers.hand_over(now.0, Wanted { uid, gid, ..wanted }).inspect_err(|_| {

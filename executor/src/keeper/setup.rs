@@ -203,6 +203,9 @@ fn limitations(hierarchy: &Hierarchy, bond: Bond, root: bool) -> Vec<String> {
             list.push("no own cgroup: a lease is one process that cannot fork".to_owned())
         }
     }
+    if !hierarchy.is_idle() {
+        list.push("no own CPU cgroup: workers give way less than they could (nice 19)".to_owned());
+    }
     if !hierarchy.limits_memory() {
         list.push("no own memory cgroup: memory is limited by RLIMIT_DATA only".to_owned());
     }

@@ -23,6 +23,7 @@ use super::{
     cgroup::{Group, Hierarchy},
     cores::Cores,
     handover::{Become, CONFINED_LEN, Confined},
+    idle_group::Rank,
     ipc::{End, StartRefusal},
     reaper::Reaper,
     table::Table,
@@ -222,16 +223,17 @@ impl Workers {
     fn start_in(&self, group: &Group) -> io::Result<(OwnedFd, OwnedFd, u32, OwnedFd)> {
         let (handover, theirs) = sys::seqpacket_pair()?;
         let (socket, served) = sys::seqpacket_pair()?;
-        let procs_v1 = group.procs_v1()?;
+        let procs_v1 = self.hierarchy.procs_v1(group)?;
+        self.hierarchy.rank(Rank::Idle);
         let (pid, pidfd) = sys::spawn(&Start {
             program: &self.program,
             inherits: [theirs.as_fd(), served.as_fd()],
             input: self.null.as_fd(),
             cgroup: group.v2(),
-            procs_v1: procs_v1.as_ref().map(AsFd::as_fd),
+            procs_v1: procs_v1.each_ref().map(|procs| procs.as_ref().map(AsFd::as_fd)),
             pid_namespace: self.bond == Bond::Namespace,
             user: None,
-            first_to_go: true,
+            is_guest: true,
         })?;
         Ok((handover, socket, pid, pidfd))
     }
@@ -333,6 +335,8 @@ impl Workers {
 
     /// Kills every worker.
     pub(super) fn kill_all(&mut self, end: End) {
+        // Before the kill: who waits for a turn to die gets it at once.
+        self.hierarchy.rank(Rank::Ordinary);
         let at_once = self.hierarchy.kill_all();
         for slot in &mut self.slots {
             slot.note_kill(end);

@@ -28,14 +28,15 @@ pub(super) struct Runner {
     error: Box<[u8; ERROR_BYTES]>,
 }
 
-/// How a call ended, for its reply.
+/// How a call ended, for its reply. The lengths are not of the header's width, so that no two fields are copied at once that
+/// were stored apart: the processor would first wait for every store before, the reply's among them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Done {
     pub(super) status: Status,
     code: u32,
-    len: u32,
+    len: usize,
     /// The reply's length that the function wanted.
-    wanted: u32,
+    wanted: usize,
     /// Ticks inside the function; `None` if it was not entered.
     pub(super) ran: Option<u64>,
 }
@@ -168,13 +169,7 @@ impl Runner {
             Returned { code: 0, .. } => (Status::ReplyTooLarge, 0),
             Returned { .. } => (Status::FunctionError, self.copy_message(output)),
         };
-        Done {
-            status,
-            code: returned.code as u32,
-            len: len as u32,
-            wanted: u32::try_from(returned.len).unwrap_or(u32::MAX),
-            ran: Some(ran),
-        }
+        Done { status, code: returned.code as u32, len, wanted: returned.len, ran: Some(ran) }
     }
 
     /// The function's message becomes the reply, as much of it as fits.
@@ -197,10 +192,10 @@ impl Done {
             kind: Kind::Response,
             status: self.status,
             code: self.code,
-            payload_len: self.len,
+            payload_len: self.len as u32,
             block: request.reply_block,
             reply_block: 0,
-            reply_capacity: self.wanted,
+            reply_capacity: u32::try_from(self.wanted).unwrap_or(u32::MAX),
             time_ns: self.ran.map_or(0, |ticks| clock.ns(ticks)),
             ..*request
         }

@@ -9,7 +9,7 @@ use std::{
     cell::Cell,
     ffi::{c_int, c_void},
     io, ptr,
-    sync::atomic::{AtomicBool, AtomicPtr, Ordering},
+    sync::atomic::{AtomicBool, AtomicPtr, Ordering, compiler_fence},
 };
 
 use super::tune::FAULT_STACK_BYTES;
@@ -24,7 +24,24 @@ static ORDERLY: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     /// The call that this thread is in. Plain data without a destructor: a signal handler may read it.
-    static RUNNING: Cell<Option<(Place, u64)>> = const { Cell::new(None) };
+    static RUNNING: Running = const {
+        let nowhere = Place { session: 0, lane: 0, slot: 0 };
+        Running { inside: Cell::new(false), place: Cell::new(nowhere), invocation: Cell::new(0) }
+    };
+}
+
+/// Field by field: an `Option` of all of it would be copied by way of the stack, in wider words than it was stored there, and
+/// the processor would first wait for every store before, the reply's among them.
+struct Running {
+    inside: Cell<bool>,
+    place: Cell<Place>,
+    invocation: Cell<u64>,
+}
+
+impl Running {
+    fn call(&self) -> Option<(Place, u64)> {
+        self.inside.get().then(|| (self.place.get(), self.invocation.get()))
+    }
 }
 
 unsafe extern "C" {
@@ -67,12 +84,17 @@ pub(super) fn use_own_stack() -> io::Result<()> {
 
 /// This thread is about to run foreign code for a call.
 pub(super) fn enter(place: Place, invocation: u64) {
-    RUNNING.set(Some((place, invocation)));
+    RUNNING.with(|running| {
+        running.place.set(place);
+        running.invocation.set(invocation);
+        compiler_fence(Ordering::Release);
+        running.inside.set(true);
+    });
 }
 
 /// It came back.
 pub(super) fn leave() {
-    RUNNING.set(None);
+    RUNNING.with(|running| running.inside.set(false));
 }
 
 /// The process is about to end as it should: its exit is no fault.
@@ -94,7 +116,7 @@ fn record(cause: FaultCause, call: Option<(Place, u64)>) {
 }
 
 extern "C" fn handler(signal: c_int) {
-    record(FaultCause::Signal(signal), RUNNING.get());
+    record(FaultCause::Signal(signal), RUNNING.with(Running::call));
     // SAFETY: both may be called from a handler. The signal is blocked here; it strikes when this returns.
     unsafe {
         libc::signal(signal, libc::SIG_DFL);
@@ -104,6 +126,6 @@ extern "C" fn handler(signal: c_int) {
 
 extern "C" fn exiting(status: c_int, _: *mut c_void) {
     if !ORDERLY.load(Ordering::Acquire) {
-        record(FaultCause::Exit(status), RUNNING.get());
+        record(FaultCause::Exit(status), RUNNING.with(Running::call));
     }
 }

@@ -19,7 +19,7 @@ use super::{
     ipc::{self, FromWorker},
     mailbox::{Mail, Receiver},
     meter::Meter,
-    tune::LOOKS_PER_CLOCK,
+    tune::{EAGER_LOOKS, LOOKS_PER_CLOCK},
 };
 use crate::board::{Place, SESSIONS_MAX};
 
@@ -30,6 +30,8 @@ struct Lane {
     links: Vec<Served>,
     runner: Runner,
     meter: Meter,
+    /// The longest of its links' `hot`.
+    hot: u64,
     /// Looks at all links since a call was found.
     empty_looks: u32,
 }
@@ -51,6 +53,7 @@ pub(super) fn run(number: u16, mail: Receiver) {
         links: Vec::with_capacity(usize::from(SESSIONS_MAX)),
         runner: Runner::new(shared, number),
         meter: Meter::new(&shared.board, number, shared.clock),
+        hot: 0,
         empty_looks: 0,
     };
     lane.serve();
@@ -60,8 +63,11 @@ pub(super) fn run(number: u16, mail: Receiver) {
 impl Lane {
     fn serve(&mut self) {
         loop {
-            if self.mail.rung() && self.take_mail().is_break() {
-                return;
+            if self.mail.rung() {
+                if self.take_mail().is_break() {
+                    return;
+                }
+                self.settle();
             }
             let mut found = false;
             let mut index = 0;
@@ -76,9 +82,7 @@ impl Lane {
             }
             if found {
                 self.empty_looks = 0;
-            } else if self.spins() {
-                std::hint::spin_loop();
-            } else {
+            } else if !self.spins() {
                 self.sleep();
             }
         }
@@ -95,21 +99,32 @@ impl Lane {
             return Err(LinkError::Range { slot, block, len });
         };
         let done = self.runner.run(&mut *served.link, &arrival, reply, place, slot);
+        let posted = served.link.post(reply, &done.response(header, self.shared.clock));
+        // While the reply is on its way.
         if let Some(ran) = done.ran {
             self.meter.call(ran);
         }
-        let posted = served.link.post(reply, &done.response(header, self.shared.clock));
         if done.status == Status::Overflow {
             fault::overflow(place, header.invocation);
         }
         posted.map(|()| true)
     }
 
+    /// Its links have changed.
+    fn settle(&mut self) {
+        self.hot = self.links.iter().map(|served| served.hot).max().unwrap_or(0);
+    }
+
     /// Nothing was found: look again at once?
     fn spins(&mut self) -> bool {
         self.empty_looks = self.empty_looks.wrapping_add(1);
-        let hot = self.links.iter().map(|served| served.hot).max().unwrap_or(0);
-        hot > 0 && (!self.empty_looks.is_multiple_of(LOOKS_PER_CLOCK) || self.meter.idle() < hot)
+        if self.hot == 0 {
+            return false;
+        }
+        if self.empty_looks > EAGER_LOOKS {
+            std::hint::spin_loop();
+        }
+        !self.empty_looks.is_multiple_of(LOOKS_PER_CLOCK) || self.meter.idle() < self.hot
     }
 
     /// Sleeps until a link or the mailbox has something.
@@ -148,12 +163,10 @@ impl Lane {
                 }
                 Mail::Add { session, hot, link } => {
                     self.links.push(Served { session, hot, link });
-                    self.meter.resume();
                 }
                 Mail::SetHot { session, hot } => {
                     let own = self.links.iter_mut().filter(|served| served.session == session);
                     own.for_each(|served| served.hot = hot);
-                    self.meter.resume();
                 }
                 Mail::Drop { session } => {
                     while let Some(index) =
@@ -171,6 +184,7 @@ impl Lane {
 
     fn close(&mut self, index: usize, why: &str) {
         let served = self.links.swap_remove(index);
+        self.settle();
         self.tell_closed(served.session, why);
     }
 

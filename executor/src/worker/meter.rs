@@ -15,7 +15,7 @@ pub(super) struct Meter {
     polling: u64,
     /// Since when, in ticks, the lane has been looking for calls.
     since: u64,
-    /// When the last call ended, or the lane was last woken.
+    /// When the last call ended: long ago, before the first.
     active: u64,
 }
 
@@ -23,7 +23,7 @@ impl Meter {
     pub(super) fn new(board: &'static Board, lane: u16, clock: Clock) -> Self {
         let now = clock::ticks();
         let (calls, executing, polling) = (0, 0, 0);
-        Self { board, lane, clock, calls, executing, polling, since: now, active: now }
+        Self { board, lane, clock, calls, executing, polling, since: now, active: 0 }
     }
 
     /// A function ran for so many ticks, until now.
@@ -37,7 +37,7 @@ impl Meter {
         self.publish();
     }
 
-    /// Still looking. Returns the ticks since the lane was last of use.
+    /// Still looking. Returns the ticks since the last call.
     pub(super) fn idle(&mut self) -> u64 {
         let now = clock::ticks();
         self.polling = self.polling.wrapping_add(now.wrapping_sub(self.since));
@@ -54,7 +54,6 @@ impl Meter {
     /// The lane was woken.
     pub(super) fn resume(&mut self) {
         self.since = clock::ticks();
-        self.active = self.since;
     }
 
     fn publish(&self) {

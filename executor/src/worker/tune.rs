@@ -6,6 +6,9 @@ use crate::board::SESSIONS_MAX;
 /// Empty looks of a hot lane between two readings of the clock.
 pub(super) const LOOKS_PER_CLOCK: u32 = 1024;
 
+/// Looks at once after a call; after those with a pause between, which leaves the core's other thread more room.
+pub(super) const EAGER_LOOKS: u32 = 4096;
+
 /// Records that may wait for a lane: each session comes and goes once before the lane looks.
 pub(super) const MAIL_MAX: usize = 2 * SESSIONS_MAX as usize + 8;
 

@@ -5,6 +5,7 @@ use std::{
     os::fd::AsFd,
     os::unix::fs::PermissionsExt,
     sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
 };
 
 use gleaner_executor::{
@@ -76,12 +77,13 @@ pub(crate) fn busy_node() {
 /// it in its real-time class would spin for seconds, and for a thread that it hurried into that class for ever.
 pub(crate) fn interrupted_deaths() {
     let bench = Bench::start_with("auto", 0, 4);
-    let over = AtomicBool::new(false);
+    // Only beside the hook: workers that start give way to monitors, on every CPU for as long as these look.
+    let (over, watching) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let cpus = std::thread::available_parallelism().unwrap().get();
         for cpu in 0..cpus {
-            let over = &over;
-            scope.spawn(move || watch_processes(cpu, over));
+            let (over, watching) = (&over, &watching);
+            scope.spawn(move || watch_processes(cpu, over, watching));
         }
         let _over = Over(&over);
         for round in 1..=100 {
@@ -89,8 +91,11 @@ pub(crate) fn interrupted_deaths() {
             let leases = round * 8..round * 8 + 4;
             let workers: Vec<_> = leases.map(|lease| bench.lease(lease, round, LONG)).collect();
             workers.iter().for_each(|worker| drop(worker.ask("spin")));
+            watching.store(true, Ordering::Relaxed);
             let answer = hook(&bench, HookKind::Prolog, round as u32);
+            watching.store(false, Ordering::Relaxed);
             let answered_us = answer.steps_us[3];
+            assert_eq!(answer.leases, 4, "{round}: {answer:?}");
             assert!(answered_us < BOUND_MS * 1000, "{round}: the hook gave up after {BOUND_MS} ms");
             hook(&bench, HookKind::Epilog, round as u32);
             // The dying may have to wait for the monitor, which is the hook's to see to: the keeper must not.
@@ -113,12 +118,16 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Reads what there is of all threads, on one CPU.
-fn watch_processes(cpu: usize, over: &AtomicBool) {
+/// Reads what there is of all threads, on one CPU, while it is to watch.
+fn watch_processes(cpu: usize, over: &AtomicBool, watching: &AtomicBool) {
     let mut own = nix::sched::CpuSet::new();
     own.set(cpu).unwrap();
     nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &own).unwrap();
     while !over.load(Ordering::Relaxed) {
+        if !watching.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_micros(100));
+            continue;
+        }
         for process in fs::read_dir("/proc").unwrap().flatten() {
             let threads = fs::read_dir(process.path().join("task")).into_iter().flatten().flatten();
             threads.for_each(|thread| drop(fs::read(thread.path().join("stat"))));

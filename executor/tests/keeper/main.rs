@@ -6,6 +6,7 @@ mod deadlines;
 mod deaths;
 mod guest;
 mod hooks;
+mod idle;
 mod leases;
 mod sandbox;
 #[path = "../support/mod.rs"]
@@ -53,6 +54,7 @@ fn main() {
         ("a_prolog_clears_and_holds_until_the_epilog", hooks::prolog_and_epilog),
         ("a_busy_node_does_not_keep_the_dead_waiting", hooks::busy_node),
         ("a_dying_worker_that_is_interrupted_does_not_stop_the_keeper", hooks::interrupted_deaths),
+        ("a_worker_gives_way_to_every_ordinary_process", idle::ordinary_processes_come_first),
         ("a_newer_grant_ends_a_hold", hooks::newer_grant),
         ("hostile_hook_peers_are_closed", hooks::hostile_peers),
         ("a_waiting_worker_that_dies_is_replaced", leases::dead_pool),

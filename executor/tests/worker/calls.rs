@@ -59,7 +59,10 @@ fn each_lane_keeps_its_own_state_and_its_counters() {
     }
     let other = rig.add_link(1, 0, WARM).call(counter, b"").number();
     assert_eq!(other, 6, "a thread's state is the lease's, whatever the session");
-    assert_eq!([rig.board.usage(0).calls, rig.board.usage(1).calls], [7, 7]);
+    // Calls are counted right after their reply.
+    gleaner_testkit::wait_until("all are counted", PATIENCE, || {
+        [rig.board.usage(0).calls, rig.board.usage(1).calls] == [7, 7]
+    });
 }
 
 #[test]
@@ -69,6 +72,7 @@ fn the_meter_counts_time_inside_functions_and_not_in_sleep() {
     let mut client = rig.add_link(0, 0, WARM);
     let wanted = Duration::from_millis(20).as_nanos() as u64;
     let reply = client.call(spin, &wanted.to_le_bytes());
+    gleaner_testkit::wait_until("it is counted", PATIENCE, || rig.board.usage(0).calls == 1);
     let (inside, claimed) = (reply.number(), rig.board.usage(0).executing_ns);
     // The two clocks agree to a few percent; the difference is between them, not of speed.
     assert!(claimed >= wanted * 9 / 10, "{claimed} of {inside}");

@@ -82,7 +82,8 @@ impl Layout {
     /// The layout for a geometry, which is checked first.
     pub fn new(geometry: Geometry) -> Result<Self, BadGeometry> {
         let geometry = geometry.check()?;
-        let lines = u32::from(geometry.window).next_power_of_two().max(RING_LINES_MIN);
+        // Twice the window: a sender who keeps the window full asks what was taken once in a window, not at each message.
+        let lines = (2 * u32::from(geometry.window)).next_power_of_two().max(RING_LINES_MIN);
         let ring_bytes = lines as usize * HEADER_LEN;
         let region_bytes = geometry.region_bytes() as usize;
         let first_region = (4 * APART + 2 * ring_bytes).next_multiple_of(PAGE);

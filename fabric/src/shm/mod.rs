@@ -26,7 +26,7 @@ use std::{
 };
 
 use bell::Sleep;
-use gleaner_proto::header::Header;
+use gleaner_proto::header::{BLOCK_ALIGN, Header};
 pub use layout::{Direction, Half, Layout};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 pub use segment::{Segment, SegmentError};
@@ -50,6 +50,8 @@ pub struct ShmLink {
     confirmed: u32,
     /// The number of the last message polled.
     polled: u32,
+    /// Where the payload of the last message lay, if it was small: with one call at a time the next one's lies there too.
+    expected: Option<usize>,
     /// Empty polls since the socket was looked at.
     idle_polls: u32,
     /// Our bell may say that we sleep.
@@ -74,6 +76,7 @@ impl ShmLink {
             posted: 0,
             confirmed: 0,
             polled: 0,
+            expected: None,
             idle_polls: 0,
             asked: false,
             closed: false,
@@ -88,14 +91,18 @@ impl ShmLink {
 
     /// Takes the message with this number, which is here. Apart from `poll`, so that an empty poll is a few instructions.
     #[inline(never)]
-    fn take(&mut self, sequence: u32) -> Result<Arrival, LinkError> {
+    fn take(&mut self, sequence: u32) -> Result<Option<Arrival>, LinkError> {
         let snapshot = self.segment.line(self.inbound, sequence).snapshot();
         self.polled = sequence;
         self.segment.taken(self.inbound).store(sequence, Ordering::Release);
         if self.asked {
             self.withdraw();
         }
-        check::arrival(self.segment.geometry(), self.side, &snapshot)
+        self.segment.prefetch_payload_of(self.inbound, sequence.wrapping_add(1));
+        let arrival = check::arrival(self.segment.geometry(), self.side, &snapshot)?;
+        let small = arrival.block.capacity as usize <= BLOCK_ALIGN;
+        self.expected = small.then_some(arrival.block.payload_offset() as usize);
+        Ok(Some(arrival))
     }
 
     /// After many empty polls, or when the peer is known to be gone: asks the socket.
@@ -210,7 +217,11 @@ impl Link for ShmLink {
     fn poll(&mut self) -> Result<Option<Arrival>, LinkError> {
         let next = self.polled.wrapping_add(1);
         if self.segment.line(self.inbound, next).holds(next) {
-            return self.take(next).map(Some);
+            return self.take(next);
+        }
+        // The payload is written before the line: so it is on its way while we still wait for the line.
+        if let Some(at) = self.expected {
+            self.segment.prefetch(self.inbound, at);
         }
         self.idle_polls += 1;
         if self.idle_polls < LIVENESS_POLLS && !self.closed {

@@ -1,0 +1,207 @@
+//! A pool's slots: how a call gets one, gives it back, and leaves it to another.
+//!
+//! The other half of [`crate::calls`], which says what a call is and how it ends.
+
+use std::time::Duration;
+
+use gleaner_fabric::Arrival;
+
+use crate::{
+    calls::{Calls, Place, State},
+    error::{CallError, Failure},
+    function::Settings,
+    lane::{Invocation, Lane, Prepared},
+};
+
+impl Calls {
+    /// Refuses what no lane of this pool can ever carry.
+    pub(crate) fn check_size(&self, len: u32, settings: &Settings) -> Result<(), CallError> {
+        let wanted = u64::from(len.max(settings.reply_capacity.unwrap_or(0)));
+        // One lane a session: the others are like it.
+        let lanes = self.sessions.iter().flatten().filter_map(|open| open.lanes.first());
+        match lanes.map(Lane::payload_max).min() {
+            Some(max) if wanted > max => {
+                Err(CallError::Failed(Failure::TooLarge { bytes: wanted, max }))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A slot on the next lane that has one, lane after lane.
+    pub(crate) fn prepare(
+        &mut self,
+        len: u32,
+        settings: &Settings,
+    ) -> Option<(usize, usize, Prepared)> {
+        let sessions = self.sessions.len();
+        let wide = self.sessions.iter().flatten().map(|open| open.lanes.len()).max()?;
+        for _ in 0..sessions * wide {
+            let (session, lane) = self.next_turn(sessions, wide);
+            let Some(open) = self.sessions[session].as_mut().filter(|s| s.closing.is_none()) else {
+                continue;
+            };
+            let Some(at) = open.lanes.get_mut(lane) else {
+                continue;
+            };
+            let capacity = settings.reply_capacity.unwrap_or(at.slot_capacity());
+            if let Some(prepared) = at.prepare(len, capacity) {
+                return Some((session, lane, prepared));
+            }
+        }
+        None
+    }
+
+    /// Session after session, then lane after lane. Sessions come and go: what is out of range begins anew.
+    fn next_turn(&mut self, sessions: usize, wide: usize) -> (usize, usize) {
+        let (mut session, mut lane) = self.next;
+        if session >= sessions {
+            (session, lane) = (0, lane + 1);
+        }
+        if lane >= wide {
+            lane = 0;
+        }
+        self.next = (session + 1, lane);
+        (session, lane)
+    }
+
+    pub(crate) fn post(&mut self, index: u32, session: usize, lane: usize, prepared: &Prepared) {
+        let Some(open) = self.sessions[session].as_mut() else {
+            return;
+        };
+        let call = &mut self.calls[index as usize];
+        let invocation = Invocation {
+            call: index,
+            number: call.number,
+            function: open.functions[call.function as usize],
+            epoch: open.epoch,
+            time_ns: call.settings.deadline.map_or(0, |deadline| deadline.as_nanos() as u64),
+        };
+        call.state = State::Sent(Place { session, lane, slot: prepared.slot });
+        // A call that could not be written counts as sent: the session's verdicts say that it did not arrive.
+        if let Err(error) = open.lanes[lane].post(prepared, &invocation) {
+            open.close(error.to_string());
+        }
+    }
+
+    /// Several calls follow: those of one lane may go out together.
+    pub(crate) fn hold(&mut self) {
+        let open = self.sessions.iter_mut().flatten().filter(|open| open.closing.is_none());
+        open.flat_map(|open| &mut open.lanes).for_each(Lane::hold);
+    }
+
+    /// Sends what was held.
+    pub(crate) fn release(&mut self) {
+        for open in self.sessions.iter_mut().flatten() {
+            let broken = open.lanes.iter_mut().find_map(|lane| lane.release().err());
+            if let Some(error) = broken {
+                open.close(error.to_string());
+            }
+        }
+    }
+
+    /// Sends queued calls for which there is room.
+    pub(crate) fn dispatch(&mut self) {
+        if self.queue.is_empty() {
+            return;
+        }
+        self.hold();
+        self.send_queued();
+        self.release();
+    }
+
+    fn send_queued(&mut self) {
+        while let Some(&index) = self.queue.front() {
+            let call = &self.calls[index as usize];
+            let State::Queued(input) = &call.state else {
+                self.queue.pop_front();
+                continue;
+            };
+            let (settings, len) = (call.settings, input.len() as u32);
+            let Some((session, lane, prepared)) = self.prepare(len, &settings) else {
+                return;
+            };
+            self.queue.pop_front();
+            if let Some(open) = self.sessions[session].as_mut()
+                && let State::Queued(input) = &self.calls[index as usize].state
+            {
+                open.lanes[lane].input(&prepared).copy_from_slice(input);
+            }
+            self.post(index, session, lane, &prepared);
+        }
+    }
+
+    /// Takes a sent call out of its slot, back into the queue.
+    pub(crate) fn requeue(&mut self, index: u32, place: Place) {
+        let Some(open) = self.sessions[place.session].as_mut() else {
+            return;
+        };
+        let lane = &mut open.lanes[place.lane];
+        let input = lane.sent_input(place.slot).to_vec();
+        lane.free(place.slot);
+        let call = &mut self.calls[index as usize];
+        call.reruns += 1;
+        self.stats.reruns += 1;
+        call.state = State::Queued(input);
+        self.queue.push_back(index);
+    }
+
+    /// Copies one reply that nobody has taken yet out of its slot; false if there is none.
+    pub(crate) fn spill_one(&mut self) -> bool {
+        for index in 0..self.calls.len() {
+            if let State::Replied(place, arrival) = self.calls[index].state {
+                self.spill(index as u32, place, &arrival);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Gives queued calls the slots of replies that nobody takes now: their callers may wait for the queued ones first.
+    pub(crate) fn make_room(&mut self) {
+        let mut wanted = self.queue.len();
+        if wanted == 0 {
+            return;
+        }
+        for index in 0..self.calls.len() {
+            if let State::Replied(place, arrival) = self.calls[index].state {
+                self.spill(index as u32, place, &arrival);
+                wanted -= 1;
+                if wanted == 0 {
+                    break;
+                }
+            }
+        }
+        self.dispatch();
+    }
+
+    /// Copies a reply out of its slot, which is free then.
+    pub(crate) fn spill(&mut self, index: u32, place: Place, arrival: &Arrival) {
+        if let Some(open) = self.sessions[place.session].as_mut() {
+            let bytes = open.lanes[place.lane].read(place.slot, arrival, &mut <[u8]>::to_vec);
+            match bytes {
+                Some(bytes) => self.calls[index as usize].state = State::Done(Ok(bytes)),
+                None => self.resent(index, place),
+            }
+        }
+    }
+
+    /// A reply was taken back with its memory: its call waits for an answer as before.
+    pub(crate) fn resent(&mut self, index: u32, place: Place) {
+        let call = &mut self.calls[index as usize];
+        call.state = State::Sent(place);
+        self.stats.ok -= 1;
+        self.due = [self.due, call.due].into_iter().flatten().min();
+    }
+
+    pub(crate) fn cancel_at(&mut self, place: Place, grace: Duration) {
+        if let Some(open) = self.sessions[place.session].as_mut() {
+            open.cancel(place.lane, place.slot, grace);
+        }
+    }
+
+    pub(crate) fn free_slot(&mut self, place: Place) {
+        if let Some(open) = self.sessions[place.session].as_mut() {
+            open.lanes[place.lane].free(place.slot);
+        }
+    }
+}
