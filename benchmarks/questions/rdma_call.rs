@@ -12,6 +12,7 @@ use gleaner_benchmarks::{
     Arguments, Goal, Outcome, alternate,
     figure::Detailed,
     link::{self, Waiting},
+    peer,
     raw::{Load, Raw, Work},
     reference::{self, perftest},
     several::{self, Over},
@@ -42,6 +43,9 @@ const SPINNING: usize = 2;
 const CPUS: Cpus = Cpus { caller: 0, worker: 1 };
 
 fn main() -> Result<()> {
+    if peer::play_role()? {
+        return Ok(());
+    }
     let arguments = Arguments::read();
     let asks = "What does a call over RDMA cost beside the verbs under it?";
     let mut outcome = Outcome::begin("rdma_call", asks, SPINNING, &arguments);

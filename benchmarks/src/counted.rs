@@ -8,6 +8,7 @@ use gleaner_fabric::{Arrival, Link, LinkError, rdma::RdmaLink};
 
 use crate::{
     link,
+    peer::Role,
     raw::{Load, verbs},
 };
 
@@ -62,6 +63,8 @@ fn pause() {
 struct Settled;
 
 impl verbs::Wait for Settled {
+    const ROLE: Role = Role::Polled;
+
     fn wait(_: &mut gleaner_fabric::rdma::CompletionQueue) -> Result<()> {
         pause();
         Ok(())

@@ -23,6 +23,7 @@ pub mod latencies;
 pub mod link;
 pub mod machine;
 pub mod outcome;
+pub mod peer;
 pub mod pidfd;
 pub mod raw;
 pub mod reference;

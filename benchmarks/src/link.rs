@@ -1,24 +1,20 @@
-//! Gleaner's link over verbs alone, without a service: a client's and a worker's end in one program, with an echo or a sum behind
+//! Gleaner's link over verbs alone, without a service: a client's end here and a worker's in a process of its own, with an echo or a sum behind
 //! the worker's. Runs the rounds that the raw baselines run.
 
-use std::{
-    os::unix::net::UnixStream,
-    sync::mpsc,
-    thread::{self, JoinHandle},
-    time::Duration,
-};
+use std::{os::unix::net::UnixStream, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use gleaner_fabric::{
     Arrival, Geometry, Link, LinkError, Side,
-    rdma::{Adapter, RdmaLink, Settings},
+    rdma::{Adapter, RdmaLink, Settings, Unconnected},
 };
 use gleaner_proto::header::{BLOCK_ALIGN, GUARD_LEN, HEADER_LEN, Header, Kind, Status};
 
 use crate::{
+    peer::{self, Peer, Role},
     raw::{Load, Transport, run},
     rounds::Sample,
-    stage::{Trips, pin},
+    stage::Trips,
 };
 
 /// How long one wait lasts; whoever waits looks again.
@@ -43,23 +39,23 @@ pub(crate) struct End {
     _peer: Peer,
 }
 
-/// The worker's thread, which is waited for.
-struct Peer(Option<JoinHandle<Result<()>>>);
-
 /// One round: new ends, and as many round trips.
 pub fn round(waiting: Waiting, load: Load, trips: Trips, sample: &mut Sample) -> Result<()> {
     run(&mut start(waiting, load)?, load, trips, sample)
 }
 
-/// Both ends, connected.
-pub fn pair(load: Load) -> Result<(RdmaLink, RdmaLink)> {
+fn prepare(load: Load) -> Result<Unconnected> {
     let adapter = Adapter::open(&Settings::default())?;
     let gid = adapter.gid_for(&adapter.addresses())?;
     let bytes = load.request.max(load.reply()) + HEADER_LEN + GUARD_LEN;
     let slot_bytes = bytes.next_multiple_of(BLOCK_ALIGN).max(4 * BLOCK_ALIGN) as u32;
     let geometry = Geometry { window: load.depth as u16, slot_bytes, arena_bytes: 0 }.check()?;
-    let end = || adapter.prepare(gid, geometry);
-    let (client, worker) = (end()?, end()?);
+    Ok(adapter.prepare(gid, geometry)?)
+}
+
+/// Both ends in one program, connected.
+pub fn pair(load: Load) -> Result<(RdmaLink, RdmaLink)> {
+    let (client, worker) = (prepare(load)?, prepare(load)?);
     let (at_client, at_worker) = (client.endpoint(), worker.endpoint());
     let (ours, theirs) = UnixStream::pair()?;
     let worker = worker.connect(&at_client, Side::Worker, theirs.into())?;
@@ -67,23 +63,30 @@ pub fn pair(load: Load) -> Result<(RdmaLink, RdmaLink)> {
     Ok((client, worker))
 }
 
-/// Starts the worker's end; it goes when the client's is dropped.
+/// Starts the worker's end, in a process of its own; it goes when the client's is dropped.
 pub(crate) fn start(waiting: Waiting, load: Load) -> Result<End> {
-    let (link, mut worker) = pair(load)?;
-    let (ready, is_ready) = mpsc::channel();
-    let peer = thread::spawn(move || {
-        pin(load.cpu)?;
-        ready.send(()).context("the client has gone")?;
-        loop {
-            match next(&mut worker, waiting) {
-                Ok(arrival) => serve(&mut worker, load, &arrival)?,
-                Err(LinkError::Closed) => return Ok(()),
-                Err(error) => bail!(error),
-            }
+    let role = if waiting == Waiting::Hot { Role::HotLink } else { Role::WarmLink };
+    let mut peer = Peer::start(role, load)?;
+    let mine = prepare(load)?;
+    let theirs = peer.meet(&mine.endpoint())?;
+    let link = mine.connect(&theirs, Side::Client, peer.socket()?.into())?;
+    Ok(End { link, waiting, sent: 0, received: 0, _peer: peer })
+}
+
+/// The worker's process: serves until the client has gone.
+pub(crate) fn run_worker(client: UnixStream, waiting: Waiting, load: Load) -> Result<()> {
+    let mine = prepare(load)?;
+    let theirs = peer::exchange(&client, &mine.endpoint())?;
+    let mut worker = mine.connect(&theirs, Side::Worker, client.try_clone()?.into())?;
+    peer::ready(&client)?;
+    drop(client);
+    loop {
+        match next(&mut worker, waiting) {
+            Ok(arrival) => serve(&mut worker, load, &arrival)?,
+            Err(LinkError::Closed) => return Ok(()),
+            Err(error) => bail!(error),
         }
-    });
-    is_ready.recv().context("the worker's end did not start")?;
-    Ok(End { link, waiting, sent: 0, received: 0, _peer: Peer(Some(peer)) })
+    }
 }
 
 /// Answers one request.
@@ -146,14 +149,5 @@ impl Transport for End {
         self.received += 1;
         reply.copy_from_slice(self.link.incoming(&arrival));
         Ok(())
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        if let Some(peer) = self.0.take() {
-            // Its errors are ours: the caller has met them.
-            let _ = peer.join();
-        }
     }
 }

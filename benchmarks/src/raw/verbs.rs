@@ -3,9 +3,7 @@
 
 use std::{
     marker::PhantomData,
-    os::fd::BorrowedFd,
-    sync::mpsc,
-    thread::{self, JoinHandle},
+    os::{fd::BorrowedFd, unix::net::UnixStream},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -20,7 +18,7 @@ use gleaner_proto::endpoint::Endpoint;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Load, Transport};
-use crate::stage::pin;
+use crate::peer::{self, Peer, Role};
 
 /// Of so many writes one asks for a completion: as seldom as the queue allows.
 const SIGNAL_EVERY: u32 = 32;
@@ -33,7 +31,9 @@ const GONE: u32 = u32::MAX;
 const FIRST_PACKET: u32 = 1;
 
 /// How an end waits for a completion.
-pub(crate) trait Wait: Send + 'static {
+pub(crate) trait Wait {
+    /// What a peer is started as that waits so.
+    const ROLE: Role;
     /// Returns when there may be one.
     fn wait(queue: &mut CompletionQueue) -> Result<()>;
 }
@@ -42,6 +42,8 @@ pub(crate) trait Wait: Send + 'static {
 pub(crate) struct Polled;
 
 impl Wait for Polled {
+    const ROLE: Role = Role::Polled;
+
     fn wait(_: &mut CompletionQueue) -> Result<()> {
         Ok(())
     }
@@ -51,6 +53,8 @@ impl Wait for Polled {
 pub(crate) struct Slept;
 
 impl Wait for Slept {
+    const ROLE: Role = Role::Slept;
+
     fn wait(queue: &mut CompletionQueue) -> Result<()> {
         let channel: BorrowedFd<'_> = queue.channel_fd().context("a queue without a channel")?;
         poll(&mut [PollFd::new(channel, PollFlags::POLLIN)], PollTimeout::NONE)?;
@@ -61,10 +65,11 @@ impl Wait for Slept {
 
 /// The caller's end.
 pub(crate) struct End<W: Wait> {
+    /// First: it ends when it has heard that we go, through the half that is still there.
+    _peer: Peer,
     half: Half<W>,
     sent: u32,
     received: u32,
-    peer: Option<JoinHandle<Result<()>>>,
 }
 
 /// What either end has.
@@ -88,29 +93,68 @@ struct Parts {
     stride: usize,
 }
 
-/// Starts the peer; it goes when it is told that the caller's end has gone.
+/// Starts the peer, in a process of its own; it goes when it is told that the caller's end has gone.
 pub(crate) fn start<W: Wait>(load: Load) -> Result<End<W>> {
-    let (half, mut theirs) = pair::<W>(load)?;
-    let (ready, is_ready) = mpsc::channel();
-    let peer = thread::spawn(move || {
-        pin(load.cpu)?;
-        ready.send(()).context("the caller has gone")?;
-        while theirs.serve_one(load)? {}
-        Ok(())
-    });
-    is_ready.recv().context("the peer did not start")?;
-    Ok(End { half, sent: 0, received: 0, peer: Some(peer) })
+    let mut peer = Peer::start(W::ROLE, load)?;
+    let mine = Ready::new(load)?;
+    let theirs = peer.meet(&mine.endpoint())?;
+    let half = mine.connect(&theirs, load)?;
+    Ok(End { half, sent: 0, received: 0, _peer: peer })
 }
 
-/// Both ends, connected: the caller's and the peer's.
+/// The peer's process: serves until the caller has gone.
+pub(crate) fn serve<W: Wait>(caller: UnixStream, load: Load) -> Result<()> {
+    let mine = Ready::new(load)?;
+    let theirs = peer::exchange(&caller, &mine.endpoint())?;
+    let mut half: Half<W> = mine.connect(&theirs, load)?;
+    peer::ready(&caller)?;
+    while half.serve_one(load)? {}
+    Ok(())
+}
+
+/// Both ends in one program, connected: the caller's and the peer's.
 pub(crate) fn pair<W>(load: Load) -> Result<(Half<W>, Half<W>)> {
-    let (device, port) = Device::open_active()?;
-    let gid = *port.gids.first().context("the port has no address")?;
-    let (ours, theirs) = (prepare(&device, &port, load)?, prepare(&device, &port, load)?);
-    let (at_us, at_them) = (endpoint(&ours, &port, gid), endpoint(&theirs, &port, gid));
-    let depth = load.depth as u32;
-    let theirs = connect(theirs, &port, gid, &at_us, depth)?;
-    Ok((connect(ours, &port, gid, &at_them, depth)?, theirs))
+    let (ours, theirs) = (Ready::new(load)?, Ready::new(load)?);
+    let (at_us, at_them) = (ours.endpoint(), theirs.endpoint());
+    let theirs = theirs.connect(&at_us, load)?;
+    Ok((ours.connect(&at_them, load)?, theirs))
+}
+
+/// An end that waits to hear where its peer is.
+struct Ready {
+    port: Port,
+    gid: Gid,
+    pair: QueuePair<Init>,
+    parts: Parts,
+}
+
+impl Ready {
+    fn new(load: Load) -> Result<Self> {
+        let (device, port) = Device::open_active()?;
+        let gid = *port.gids.first().context("the port has no address")?;
+        let (pair, parts) = prepare(&device, &port, load)?;
+        Ok(Self { port, gid, pair, parts })
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        Endpoint {
+            address: self.gid.address,
+            mtu: self.port.mtu,
+            queue_pair: self.pair.number(),
+            first_packet: FIRST_PACKET,
+            region: self.parts.incoming.address(),
+            region_bytes: self.parts.incoming.len() as u64,
+            key: self.parts.incoming.remote_key(),
+        }
+    }
+
+    fn connect<W>(self, peer: &Endpoint, load: Load) -> Result<Half<W>> {
+        let Self { port, gid, pair, parts } = self;
+        let pair = pair.ready_to_receive(&port, gid, peer, Timers::default())?;
+        let pair = pair.ready_to_send(FIRST_PACKET, Timers::default())?;
+        let (target, depth) = (peer.into(), load.depth as u32);
+        Ok(Half { pair, parts, target, depth, served: 0, posted: 0, used: 0, wait: PhantomData })
+    }
 }
 
 fn prepare(device: &Device, port: &Port, load: Load) -> Result<(QueuePair<Init>, Parts)> {
@@ -132,31 +176,6 @@ fn prepare(device: &Device, port: &Port, load: Load) -> Result<(QueuePair<Init>,
     };
     let (outgoing, incoming) = (register(Access::Own)?, register(Access::PeerWrites)?);
     Ok((pair, Parts { sends, receives: queue, chain, outgoing, incoming, stride }))
-}
-
-fn endpoint((pair, parts): &(QueuePair<Init>, Parts), port: &Port, gid: Gid) -> Endpoint {
-    Endpoint {
-        address: gid.address,
-        mtu: port.mtu,
-        queue_pair: pair.number(),
-        first_packet: FIRST_PACKET,
-        region: parts.incoming.address(),
-        region_bytes: parts.incoming.len() as u64,
-        key: parts.incoming.remote_key(),
-    }
-}
-
-fn connect<W>(
-    (pair, parts): (QueuePair<Init>, Parts),
-    port: &Port,
-    gid: Gid,
-    peer: &Endpoint,
-    depth: u32,
-) -> Result<Half<W>> {
-    let pair = pair.ready_to_receive(port, gid, peer, Timers::default())?;
-    let pair = pair.ready_to_send(FIRST_PACKET, Timers::default())?;
-    let target = peer.into();
-    Ok(Half { pair, parts, target, depth, served: 0, posted: 0, used: 0, wait: PhantomData })
 }
 
 impl<W: Wait> Half<W> {
@@ -251,9 +270,7 @@ impl<W: Wait> Transport for End<W> {
 
 impl<W: Wait> Drop for End<W> {
     fn drop(&mut self) {
-        let told = self.half.write(0, 0, GONE);
-        if let (Ok(()), Some(peer)) = (told, self.peer.take()) {
-            let _ = peer.join();
-        }
+        // Who does not hear it is ended with its process.
+        let _ = self.half.write(0, 0, GONE);
     }
 }
