@@ -14,7 +14,7 @@ struct Package {
     program: Option<&'static str>,
 }
 
-const PACKAGES: [Package; 15] = [
+const PACKAGES: [Package; 16] = [
     Package { name: "slurmctld", program: Some("slurmctld") },
     Package { name: "slurmd", program: Some("slurmd") },
     Package { name: "slurm-client", program: Some("scontrol") },
@@ -30,12 +30,14 @@ const PACKAGES: [Package; 15] = [
     Package { name: "iproute2", program: Some("rdma") },
     Package { name: "procps", program: Some("sysctl") },
     Package { name: "ibverbs-providers", program: None },
+    Package { name: "libibverbs-dev", program: None },
     Package { name: "ibverbs-utils", program: Some("ibv_devinfo") },
 ];
 
 /// Independent tools that the benchmarks' baselines are held against, and the counter of instructions.
 const TOOLS: [&str; 3] = ["sockperf", "mbw", "valgrind"];
 
+/// The verbs' own benchmarks, and what a kernel that runs at full speed is built with.
 const RDMA_TOOLS: [&str; 6] = ["perftest", "valgrind", "flex", "bison", "bc", "make"];
 
 const INSTALL: &str = include_str!("install.sh");

@@ -19,7 +19,7 @@ use std::{
 
 use gleaner_proto::{
     endpoint::Endpoint,
-    header::{GUARD_LEN, HEADER_LEN, Header, Immediate},
+    header::{BLOCK_ALIGN, GUARD_LEN, HEADER_LEN, Header, Immediate},
 };
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -323,12 +323,13 @@ impl RdmaLink {
     }
 
     /// Takes the next completion, which is there.
-    fn take(&mut self) -> Result<Arrival, LinkError> {
-        let completion = self.ready[self.next];
+    fn take(&mut self) -> Result<Option<Arrival>, LinkError> {
+        let completion = &self.ready[self.next];
+        let (result, immediate) = (completion.result(), completion.immediate());
         self.next += 1;
         self.slept = false;
         self.idle_polls = 0;
-        if let Err(status) = completion.result() {
+        if let Err(status) = result {
             return Err(self.broken(status));
         }
         self.used += 1;
@@ -336,21 +337,22 @@ impl RdmaLink {
             self.used = 0;
             self.parts.chain.post(&mut self.pair)?;
         }
-        let Some(raw) = completion.immediate() else {
+        let Some(raw) = immediate else {
             return Err(LinkError::NoImmediate);
         };
         let named = Immediate::decode(raw);
-        let geometry = self.parts.geometry;
-        let Some(place) = geometry.block(named.block, 0) else {
+        // Where a header may lie at all; that this one lies in its slot or the arena, its check finds.
+        let offset = named.block as usize * BLOCK_ALIGN;
+        if offset + HEADER_LEN > self.parts.incoming.len() {
             return Err(LinkError::Range { slot: 0, block: named.block, len: 0 });
-        };
-        let snapshot = self.parts.incoming.snapshot(place.offset as usize);
-        let arrival = check::arrival(geometry, self.side, &snapshot)?;
+        }
+        let snapshot = self.parts.incoming.snapshot(offset);
+        let arrival = check::arrival(self.parts.geometry, self.side, &snapshot)?;
         let header = &arrival.header;
         if header.block != named.block || header.generation as u8 != named.generation {
             return Err(LinkError::Immediate { immediate: raw, block: header.block });
         }
-        Ok(arrival)
+        Ok(Some(arrival))
     }
 
     /// Why the queue pair has failed: a flushed request only says that it has.
@@ -458,7 +460,7 @@ impl Link for RdmaLink {
             self.send_held()?;
         }
         if self.has_ready()? {
-            return self.take().map(Some);
+            return self.take();
         }
         self.idle_polls += 1;
         if self.idle_polls < LIVENESS_POLLS && !self.closed {
