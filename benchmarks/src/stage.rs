@@ -2,9 +2,9 @@
 
 use std::{fs, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use gleaner::{Client, Library, Options};
-use gleaner_testkit::Service;
+use gleaner_testkit::{Service, poll_until};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
@@ -12,6 +12,8 @@ use nix::{
 
 /// How long harvesting may take.
 const HARVEST_BOUND: Duration = Duration::from_secs(30);
+/// How long the last lease's worker may take to go.
+const ALONE_BOUND: Duration = Duration::from_secs(10);
 /// The node on which everything is measured.
 pub const NODE: &str = "n1";
 
@@ -73,8 +75,14 @@ impl Stage {
 
     /// Where the one leased worker is pinned, and a CPU beside it, on which this thread is pinned then.
     pub fn pin_beside_worker(&self) -> Result<Cpus> {
-        let worker = self.service.leased_workers(NODE);
-        let worker = worker.first().context("no worker holds a lease")?;
+        // That of the last lease may not be gone yet, and it is on another CPU.
+        let mut workers = Vec::new();
+        let alone = poll_until(ALONE_BOUND, || {
+            workers = self.service.leased_workers(NODE);
+            workers.len() == 1
+        });
+        ensure!(alone, "{} workers hold a lease, not one", workers.len());
+        let worker = workers[0];
         for task in fs::read_dir(format!("/proc/{worker}/task")).context("read its threads")? {
             let status = fs::read_to_string(task?.path().join("status"))?;
             let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
