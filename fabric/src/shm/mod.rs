@@ -2,7 +2,7 @@
 //!
 //! Set-up is the caller's: it hands over the mapped [`Segment`] and one end of a connected stream socket. A message is its
 //! payload, in place in the region, and its header in the next line of the direction's ring, whose last word says that it is
-//! there. Each end keeps its own counters and believes none of the peer's. Who polls looks at one line and calls nothing; who
+//! there; a payload of a few bytes travels in that line too. Each end keeps its own counters and believes none of the peer's. Who polls looks at one line and calls nothing; who
 //! sleeps says so in its bell, and is woken by the futex there or by a byte in the socket. The socket's end is the peer's.
 //!
 //! ```text
@@ -12,6 +12,7 @@
 #![deny(unsafe_code)]
 
 mod bell;
+mod carried;
 mod futex;
 mod layout;
 mod line;
@@ -26,15 +27,17 @@ use std::{
 };
 
 use bell::Sleep;
+use carried::Carried;
 use gleaner_proto::header::{BLOCK_ALIGN, Header};
 pub use layout::{Direction, Half, Layout};
+use line::{Snapshot, carried_words, may_carry};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 pub use segment::{Segment, SegmentError};
 
 use crate::{
     check::{self, Side},
     link::{Arrival, Block, Geometry, Link, LinkError},
-    tune::{DRAIN_ROUNDS, FUTEX_SLICE, LIVENESS_POLLS},
+    tune::{DRAIN_ROUNDS, FUTEX_SLICE, LINES_AHEAD, LIVENESS_POLLS},
 };
 
 /// One end of a link over shared memory.
@@ -50,6 +53,10 @@ pub struct ShmLink {
     confirmed: u32,
     /// The number of the last message polled.
     polled: u32,
+    /// Payloads that came in their lines.
+    carried: Carried,
+    /// Blocks from one slot to the next.
+    slot_blocks: u32,
     /// Where the payload of the last message lay, if it was small: with one call at a time the next one's lies there too.
     expected: Option<usize>,
     /// Empty polls since the socket was looked at.
@@ -67,7 +74,10 @@ impl ShmLink {
         if side == Side::Worker {
             segment.begin();
         }
+        let geometry = segment.geometry();
         Self {
+            carried: Carried::new(geometry),
+            slot_blocks: geometry.slot_bytes / BLOCK_ALIGN as u32,
             segment,
             socket,
             side,
@@ -92,15 +102,17 @@ impl ShmLink {
     /// Takes the message with this number, which is here. Apart from `poll`, so that an empty poll is a few instructions.
     #[inline(never)]
     fn take(&mut self, sequence: u32) -> Result<Option<Arrival>, LinkError> {
-        let snapshot = self.segment.line(self.inbound, sequence).snapshot();
+        let line = self.segment.line(self.inbound, sequence);
+        let Snapshot { header, carried } = line.snapshot(self.slot_blocks);
         self.polled = sequence;
         self.segment.taken(self.inbound).store(sequence, Ordering::Release);
         if self.asked {
             self.withdraw();
         }
         self.segment.prefetch_payload_of(self.inbound, sequence.wrapping_add(1));
-        let arrival = check::arrival(self.segment.geometry(), self.side, &snapshot)?;
-        let small = arrival.block.capacity as usize <= BLOCK_ALIGN;
+        let arrival = check::arrival(self.segment.geometry(), self.side, &header)?;
+        let small = carried.is_none() && arrival.block.capacity as usize <= BLOCK_ALIGN;
+        self.carried.keep(&arrival.header, carried)?;
         self.expected = small.then_some(arrival.block.payload_offset() as usize);
         Ok(Some(arrival))
     }
@@ -210,7 +222,13 @@ impl Link for ShmLink {
             self.confirm()?;
         }
         self.posted = self.posted.wrapping_add(1);
-        self.segment.line(self.outbound, self.posted).publish(self.posted, &header.encode());
+        let carried = may_carry(header, self.slot_blocks).then(|| {
+            let payload = self.segment.room(self.outbound, block);
+            carried_words(&payload[..header.payload_len as usize])
+        });
+        let line = self.segment.line(self.outbound, self.posted);
+        line.publish(self.posted, &header.encode(), carried);
+        self.segment.own_line(self.outbound, self.posted.wrapping_add(LINES_AHEAD));
         self.ring()
     }
 
@@ -231,7 +249,7 @@ impl Link for ShmLink {
     }
 
     fn incoming(&self, arrival: &Arrival) -> &[u8] {
-        self.segment.payload(self.inbound, arrival)
+        self.carried.get(arrival).unwrap_or_else(|| self.segment.payload(self.inbound, arrival))
     }
 
     fn intact(&self) -> bool {
@@ -239,7 +257,10 @@ impl Link for ShmLink {
     }
 
     fn exchange(&mut self, arrival: &Arrival, reply: Block) -> (&mut [u8], &mut [u8]) {
-        self.segment.exchange(self.inbound, arrival, reply)
+        match self.carried.get_mut(arrival) {
+            Some(input) => (input, self.segment.room(self.outbound, reply)),
+            None => self.segment.exchange(self.inbound, arrival, reply),
+        }
     }
 
     fn unsent(&self) -> bool {
