@@ -1,10 +1,10 @@
 //! Payloads that came in their ring's line, until their slots are used again. Memory of this process alone: no peer writes to it.
 #![forbid(unsafe_code)]
 
-use gleaner_proto::header::Header;
+use gleaner_proto::header::BLOCK_ALIGN;
 
 use super::line::{CARRIED_MAX, CarriedWords};
-use crate::link::{Arrival, Geometry, LinkError};
+use crate::link::{Geometry, LinkError, Payload};
 
 /// A place a slot.
 #[derive(Debug)]
@@ -26,37 +26,34 @@ impl Carried {
     #[inline]
     pub(super) fn keep(
         &mut self,
-        header: &Header,
+        payload: Payload,
         words: Option<CarriedWords>,
     ) -> Result<(), LinkError> {
-        let place = &mut self.0[usize::from(header.slot)];
+        let place = &mut self.0[usize::from(payload.slot)];
         place.used = words.is_some();
         let Some(words) = words else { return Ok(()) };
-        if header.payload_len as usize > CARRIED_MAX {
-            let (slot, block, len) = (header.slot, header.block, header.payload_len);
-            return Err(LinkError::Range { slot, block, len });
+        if payload.len as usize > CARRIED_MAX {
+            let block = (payload.offset / BLOCK_ALIGN as u64) as u32;
+            return Err(LinkError::Range { slot: payload.slot, block, len: payload.len });
         }
-        // Two words at a time, as functions read them: a load that is wider than the stores before it waits.
-        let (pairs, _) = words.as_chunks::<2>();
         let (parts, _) = place.bytes.as_chunks_mut::<8>();
-        for (part, [low, high]) in parts.iter_mut().zip(pairs) {
-            let pair = u64::from(low.to_le()) | u64::from(high.to_le()) << 32;
-            *part = pair.to_le_bytes();
+        for (part, word) in parts.iter_mut().zip(words) {
+            *part = word.to_le_bytes();
         }
         Ok(())
     }
 
     /// The payload of an arrival, if its line carried it.
     #[inline]
-    pub(super) fn get(&self, arrival: &Arrival) -> Option<&[u8]> {
-        let place = self.0.get(usize::from(arrival.header.slot)).filter(|place| place.used)?;
-        place.bytes.get(..arrival.header.payload_len as usize)
+    pub(super) fn get(&self, payload: Payload) -> Option<&[u8]> {
+        let place = self.0.get(usize::from(payload.slot)).filter(|place| place.used)?;
+        place.bytes.get(..payload.len as usize)
     }
 
     /// The same, as room to work.
     #[inline]
-    pub(super) fn get_mut(&mut self, arrival: &Arrival) -> Option<&mut [u8]> {
-        let place = self.0.get_mut(usize::from(arrival.header.slot)).filter(|place| place.used)?;
-        place.bytes.get_mut(..arrival.header.payload_len as usize)
+    pub(super) fn get_mut(&mut self, payload: Payload) -> Option<&mut [u8]> {
+        let place = self.0.get_mut(usize::from(payload.slot)).filter(|place| place.used)?;
+        place.bytes.get_mut(..payload.len as usize)
     }
 }

@@ -11,6 +11,7 @@
 //! ```
 #![deny(unsafe_code)]
 
+mod barrier;
 mod bell;
 mod carried;
 mod futex;
@@ -36,7 +37,7 @@ pub use segment::{Segment, SegmentError};
 
 use crate::{
     check::{self, Side},
-    link::{Arrival, Block, Geometry, Link, LinkError},
+    link::{Arrival, Block, Geometry, Link, LinkError, Payload},
     tune::{DRAIN_ROUNDS, FUTEX_SLICE, LINES_AHEAD, LIVENESS_POLLS},
 };
 
@@ -110,9 +111,10 @@ impl ShmLink {
             self.withdraw();
         }
         self.segment.prefetch_payload_of(self.inbound, sequence.wrapping_add(1));
-        let arrival = check::arrival(self.segment.geometry(), self.side, &header)?;
+        let header = Header::from_words(&header)?;
+        let arrival = check::checked(self.segment.geometry(), self.side, header)?;
         let small = carried.is_none() && arrival.block.capacity as usize <= BLOCK_ALIGN;
-        self.carried.keep(&arrival.header, carried)?;
+        self.carried.keep(arrival.payload(), carried)?;
         self.expected = small.then_some(arrival.block.payload_offset() as usize);
         Ok(Some(arrival))
     }
@@ -227,7 +229,7 @@ impl Link for ShmLink {
             carried_words(&payload[..header.payload_len as usize])
         });
         let line = self.segment.line(self.outbound, self.posted);
-        line.publish(self.posted, &header.encode(), carried);
+        line.publish(self.posted, header, carried);
         self.segment.own_line(self.outbound, self.posted.wrapping_add(LINES_AHEAD));
         self.ring()
     }
@@ -248,18 +250,18 @@ impl Link for ShmLink {
         self.ask_if_closed()
     }
 
-    fn incoming(&self, arrival: &Arrival) -> &[u8] {
-        self.carried.get(arrival).unwrap_or_else(|| self.segment.payload(self.inbound, arrival))
+    fn incoming(&self, payload: Payload) -> &[u8] {
+        self.carried.get(payload).unwrap_or_else(|| self.segment.payload(self.inbound, payload))
     }
 
     fn intact(&self) -> bool {
         self.segment.is_whole()
     }
 
-    fn exchange(&mut self, arrival: &Arrival, reply: Block) -> (&mut [u8], &mut [u8]) {
-        match self.carried.get_mut(arrival) {
+    fn exchange(&mut self, payload: Payload, reply: Block) -> (&mut [u8], &mut [u8]) {
+        match self.carried.get_mut(payload) {
             Some(input) => (input, self.segment.room(self.outbound, reply)),
-            None => self.segment.exchange(self.inbound, arrival, reply),
+            None => self.segment.exchange(self.inbound, payload, reply),
         }
     }
 

@@ -36,7 +36,7 @@ use super::{
     line::Line,
 };
 use crate::{
-    link::{Arrival, BadGeometry, Block, Geometry},
+    link::{BadGeometry, Block, Geometry, Payload},
     region::Mapping,
     tune::HUGE_PAGE_BYTES,
 };
@@ -224,9 +224,9 @@ impl Segment {
     }
 
     /// An arrival's payload.
-    pub(super) fn payload(&self, direction: Direction, arrival: &Arrival) -> &[u8] {
+    pub(super) fn payload(&self, direction: Direction, payload: Payload) -> &[u8] {
         // SAFETY: inside the region, and ours to read until the slot is used again.
-        unsafe { &*self.payload_at(direction, arrival) }
+        unsafe { &*self.payload_at(direction, payload) }
     }
 
     /// Begins to bring the payload of this message into the cache, if it is here already. What its header says is a hint, and
@@ -283,18 +283,17 @@ impl Segment {
     pub(super) fn exchange(
         &mut self,
         inbound: Direction,
-        arrival: &Arrival,
+        payload: Payload,
         reply: Block,
     ) -> (&mut [u8], &mut [u8]) {
         // SAFETY: as above; the two lie in two regions, which do not overlap.
         unsafe {
-            (&mut *self.payload_at(inbound, arrival), &mut *self.room_at(inbound.opposite(), reply))
+            (&mut *self.payload_at(inbound, payload), &mut *self.room_at(inbound.opposite(), reply))
         }
     }
 
-    fn payload_at(&self, direction: Direction, arrival: &Arrival) -> *mut [u8] {
-        let len = arrival.header.payload_len as usize;
-        self.bytes(direction, arrival.block.payload_offset() as usize, len)
+    fn payload_at(&self, direction: Direction, payload: Payload) -> *mut [u8] {
+        self.bytes(direction, payload.offset as usize, payload.len as usize)
     }
 
     fn room_at(&self, direction: Direction, block: Block) -> *mut [u8] {

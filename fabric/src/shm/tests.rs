@@ -171,7 +171,7 @@ fn calls(calls: u64, at_client: fn(&mut ShmLink), at_worker: fn(&mut ShmLink)) {
     let echo = thread::spawn(move || {
         for number in 0..calls {
             let arrival = next(&mut worker, at_worker);
-            assert_eq!(worker.incoming(&arrival), number.to_le_bytes());
+            assert_eq!(worker.incoming(arrival.payload()), number.to_le_bytes());
             post_when_free(&mut worker, Kind::Response, number);
         }
         worker
@@ -179,7 +179,7 @@ fn calls(calls: u64, at_client: fn(&mut ShmLink), at_worker: fn(&mut ShmLink)) {
     for number in 0..calls {
         post_when_free(&mut client, Kind::Request, number);
         let arrival = next(&mut client, at_client);
-        assert_eq!(client.incoming(&arrival), number.to_le_bytes());
+        assert_eq!(client.incoming(arrival.payload()), number.to_le_bytes());
     }
     echo.join().unwrap();
 }
@@ -334,9 +334,9 @@ proptest! {
             peer.write(peer.layout.line(inbound, sequence), &numbered(bytes, sequence));
             for _ in 0..4 {
                 if let Ok(Some(arrival)) = link.poll() {
-                    prop_assert_eq!(link.incoming(&arrival).len(), arrival.header.payload_len as usize);
+                    prop_assert_eq!(link.incoming(arrival.payload()).len(), arrival.header.payload_len as usize);
                     if let Some(reply) = arrival.reply {
-                        let (_, output) = link.exchange(&arrival, reply);
+                        let (_, output) = link.exchange(arrival.payload(), reply);
                         prop_assert_eq!(output.len(), reply.capacity as usize + GUARD_LEN);
                     }
                 }
