@@ -127,6 +127,21 @@ impl<'p, T> Completions<'p, T> {
         self.admit(tag, |calls| calls.submit(function.index, function.settings, input.len(), fill))
     }
 
+    /// Pushes calls, each an input and its tag, until the queue is full or there are no more; they go out together, which costs
+    /// less than one by one. Returns how many were pushed.
+    pub fn fill<I: AsRef<[u8]>>(&mut self, calls: &mut impl Iterator<Item = (I, T)>) -> usize {
+        let before = self.len;
+        self.function.pool.calls().hold();
+        while !self.is_full()
+            && let Some((input, tag)) = calls.next()
+        {
+            let pushed = self.push(input.as_ref(), tag);
+            debug_assert!(pushed.is_ok(), "it was not full");
+        }
+        self.function.pool.calls().release();
+        self.len - before
+    }
+
     /// Waits until some call has ended, and hands its reply to `read` in place, or the error out. `None` if none was pushed. `read`
     /// may not use the pool; it is called again if the reply's memory was taken back while it read.
     pub fn next_with<R>(

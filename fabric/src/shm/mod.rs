@@ -62,6 +62,13 @@ pub struct ShmLink {
     expected: Option<usize>,
     /// Empty polls since the socket was looked at.
     idle_polls: u32,
+    /// A poll was empty since the last message.
+    waited: bool,
+    /// The last message was here before it was looked for: there are several at a time.
+    pipelined: bool,
+    /// Several posts follow, and one look at the peer's bell is enough for all; one is due.
+    holds: bool,
+    unrung: bool,
     /// Our bell may say that we sleep.
     asked: bool,
     /// The peer is gone: what it posted before still counts.
@@ -89,6 +96,10 @@ impl ShmLink {
             polled: 0,
             expected: None,
             idle_polls: 0,
+            waited: true,
+            pipelined: false,
+            holds: false,
+            unrung: false,
             asked: false,
             closed: false,
         }
@@ -110,7 +121,10 @@ impl ShmLink {
         if self.asked {
             self.withdraw();
         }
-        self.segment.prefetch_payload_of(self.inbound, sequence.wrapping_add(1));
+        self.pipelined = !std::mem::take(&mut self.waited);
+        if self.pipelined {
+            self.segment.prefetch_payload_of(self.inbound, sequence.wrapping_add(1));
+        }
         let header = Header::from_words(&header)?;
         let arrival = check::checked(self.segment.geometry(), self.side, header)?;
         let small = carried.is_none() && arrival.block.capacity as usize <= BLOCK_ALIGN;
@@ -167,6 +181,7 @@ impl ShmLink {
 
     /// Wakes the peer, if it sleeps.
     fn ring(&mut self) -> Result<(), LinkError> {
+        self.unrung = false;
         let sleeping = self.segment.sleeping(self.outbound);
         match bell::ring(sleeping) {
             None => Ok(()),
@@ -230,15 +245,32 @@ impl Link for ShmLink {
         });
         let line = self.segment.line(self.outbound, self.posted);
         line.publish(self.posted, header, carried);
-        self.segment.own_line(self.outbound, self.posted.wrapping_add(LINES_AHEAD));
-        self.ring()
+        // With one message at a time the peer already looks at the next line, and would lose it for nothing.
+        if self.pipelined {
+            self.segment.own_line(self.outbound, self.posted.wrapping_add(LINES_AHEAD));
+        }
+        self.unrung = true;
+        if self.holds { Ok(()) } else { self.ring() }
+    }
+
+    fn hold(&mut self) {
+        self.holds = true;
+    }
+
+    fn release(&mut self) -> Result<(), LinkError> {
+        self.holds = false;
+        if self.unrung { self.ring() } else { Ok(()) }
     }
 
     fn poll(&mut self) -> Result<Option<Arrival>, LinkError> {
+        if self.unrung {
+            self.ring()?;
+        }
         let next = self.polled.wrapping_add(1);
         if self.segment.line(self.inbound, next).holds(next) {
             return self.take(next);
         }
+        self.waited = true;
         // The payload is written before the line: so it is on its way while we still wait for the line.
         if let Some(at) = self.expected {
             self.segment.prefetch(self.inbound, at);
@@ -270,6 +302,9 @@ impl Link for ShmLink {
     }
 
     fn wait(&mut self, timeout: Duration) -> Result<(), LinkError> {
+        if self.unrung {
+            self.ring()?;
+        }
         let end = Instant::now().checked_add(timeout);
         while !self.ready() && !self.ask(Sleep::Futex) {
             // After asking: a peer that leaves from here on rings.
@@ -295,6 +330,9 @@ impl Link for ShmLink {
     }
 
     fn arm(&mut self) -> Result<bool, LinkError> {
+        if self.unrung {
+            self.ring()?;
+        }
         // Before asking: the byte of a message that comes after it must stay.
         self.look_at_socket()?;
         Ok(self.closed || self.ask(Sleep::Socket))
