@@ -49,16 +49,19 @@ pub fn pipelined_round(
     let (mut round, mut taken) = (Round::new(trips), 0);
     loop {
         calls.fill(&mut numbers);
-        let Some(mut ended) = calls.next_with(read_number) else { break };
-        for _ in 0..depth.div_ceil(PART) {
-            let ((number, sent), reply) = ended;
+        let mut ended = calls.next_with(read_number);
+        if ended.is_none() {
+            break;
+        }
+        let until = taken + depth.div_ceil(PART) as u64;
+        while let Some(((number, sent), reply)) = ended {
             ensure!(reply? == Some(number), "a reply is not the one that was asked for");
             round.ended(taken, sent, sample);
             taken += 1;
-            let Some(next) = calls.try_next_with(read_number) else { break };
-            ended = next;
+            ended = if taken < until { calls.try_next_with(read_number) } else { None };
         }
     }
+    ensure!(taken == trips.all(), "{taken} replies to {} calls", trips.all());
     round.over(sample);
     Ok(())
 }

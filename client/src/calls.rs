@@ -146,13 +146,14 @@ impl Calls {
         &mut self,
         function: u32,
         settings: Settings,
+        listener: Listener,
         len: usize,
         fill: impl FnOnce(&mut [u8]),
     ) -> Result<CallKey, CallError> {
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         self.check_size(len, &settings)?;
         self.look_around();
-        let key = self.admit(function, settings);
+        let key = self.admit(function, settings, listener);
         loop {
             if let Some((session, lane, prepared)) = self.prepare(len, &settings) {
                 if let Some(open) = self.sessions[session].as_mut() {
@@ -427,7 +428,12 @@ impl Calls {
     }
 
     /// A fresh call, in a place that may have been used before.
-    pub(crate) fn admit(&mut self, function: u32, settings: Settings) -> CallKey {
+    pub(crate) fn admit(
+        &mut self,
+        function: u32,
+        settings: Settings,
+        listener: Listener,
+    ) -> CallKey {
         self.last_number += 1;
         let due = settings.deadline.map(|deadline| Instant::now() + deadline);
         if due.is_some() {
@@ -444,7 +450,7 @@ impl Calls {
             cancelled: false,
             dropped: false,
             cut_off: None,
-            listener: Listener::Nobody,
+            listener,
         };
         let index = match self.free.pop() {
             Some(index) => {
