@@ -59,7 +59,7 @@ fn ask(
         )?;
         let figure = Detailed::beside(name(""), transport.hot.name(), &over_raw);
         let references = reference::of_sum(transport.hot, bytes, trips, cpus, arguments.quick)?;
-        outcome.push(rate(figure, bytes).checked(references));
+        outcome.push(rate(figure, bytes).checked(references).goal(transport.bandwidth_goal));
         for (what, baseline) in [(", beside a copy", copy::NAME), (", beside in place", "in place")]
         {
             let raw = |sample: &mut Sample| match baseline {

@@ -28,6 +28,15 @@ pub fn echo_round(
     Ok(())
 }
 
+/// Of the calls under way side by side, each of so many is timed and stands for the others: two looks at the clock for each
+/// would be a large part of what is measured. On both sides.
+const TIMED_EVERY: u64 = 8;
+/// Of the calls under way, so large a part is taken before others are sent in their place.
+const PART: usize = 4;
+
+/// A call under way: its number, and when it was sent if it is timed.
+type Sent = (u64, Option<Instant>);
+
 /// One round of echoes with `depth` of them under way.
 pub fn pipelined_round(
     echo: &Function<'_>,
@@ -35,14 +44,61 @@ pub fn pipelined_round(
     trips: Trips,
     sample: &mut Sample,
 ) -> Result<()> {
-    pipeline(
-        depth,
-        trips,
-        sample,
-        &mut (),
-        |(), number| Ok(echo.submit(&number.to_le_bytes())?),
-        |(), ticket, number| ticket.wait_with(|reply| check(reply, number))?,
-    )
+    let mut calls = echo.completions_of(depth);
+    let mut numbers = (0..trips.all()).map(|number| (number.to_le_bytes(), sent(number)));
+    let (mut round, mut taken) = (Round::new(trips), 0);
+    loop {
+        calls.fill(&mut numbers);
+        let mut ended = calls.next_with(read_number);
+        if ended.is_none() {
+            break;
+        }
+        let until = taken + depth.div_ceil(PART) as u64;
+        while let Some(((number, sent), reply)) = ended {
+            ensure!(reply? == Some(number), "a reply is not the one that was asked for");
+            round.ended(taken, sent, sample);
+            taken += 1;
+            ended = if taken < until { calls.try_next_with(read_number) } else { None };
+        }
+    }
+    ensure!(taken == trips.all(), "{taken} replies to {} calls", trips.all());
+    round.over(sample);
+    Ok(())
+}
+
+fn read_number(reply: &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(reply.try_into().ok()?))
+}
+
+fn sent(number: u64) -> Sent {
+    (number, number.is_multiple_of(TIMED_EVERY).then(Instant::now))
+}
+
+/// When a round's counted part began.
+struct Round {
+    trips: Trips,
+    began: Instant,
+}
+
+impl Round {
+    fn new(trips: Trips) -> Self {
+        Self { trips, began: Instant::now() }
+    }
+
+    /// So many calls had ended before this one.
+    fn ended(&mut self, before: u64, sent: Option<Instant>, sample: &mut Sample) {
+        if before + 1 == self.trips.warm_up {
+            self.began = Instant::now();
+        } else if before >= self.trips.warm_up
+            && let Some(sent) = sent
+        {
+            sample.latencies.record_for(sent.elapsed(), TIMED_EVERY);
+        }
+    }
+
+    fn over(self, sample: &mut Sample) {
+        sample.spent += self.began.elapsed();
+    }
 }
 
 /// Bytes of each pipelined call: its number.
@@ -56,34 +112,28 @@ pub(crate) fn check(reply: &[u8], number: u64) -> Result<()> {
 
 /// Keeps `depth` calls under way on `end`. A latency is from a call's sending to its reply; the time that is spent is the
 /// round's.
-pub(crate) fn pipeline<E, T>(
+pub(crate) fn pipeline<E>(
     depth: usize,
     trips: Trips,
     sample: &mut Sample,
     end: &mut E,
-    mut send: impl FnMut(&mut E, u64) -> Result<T>,
-    mut receive: impl FnMut(&mut E, T, u64) -> Result<()>,
+    mut send: impl FnMut(&mut E, u64) -> Result<()>,
+    mut receive: impl FnMut(&mut E, u64) -> Result<()>,
 ) -> Result<()> {
-    let mut under_way = VecDeque::with_capacity(depth);
-    let mut began = Instant::now();
+    let mut under_way: VecDeque<Sent> = VecDeque::with_capacity(depth);
+    let mut round = Round::new(trips);
     for number in 0..trips.all() + depth as u64 {
         if number >= depth as u64
-            && let Some((number, sent, ticket)) = under_way.pop_front()
+            && let Some((number, sent)) = under_way.pop_front()
         {
-            receive(end, ticket, number)?;
-            let now = Instant::now();
-            if number >= trips.warm_up {
-                sample.latencies.record(now - sent);
-            } else {
-                began = now;
-            }
+            receive(end, number)?;
+            round.ended(number, sent, sample);
         }
         if number < trips.all() {
-            let sent = Instant::now();
-            let ticket = send(end, number)?;
-            under_way.push_back((number, sent, ticket));
+            under_way.push_back(sent(number));
+            send(end, number)?;
         }
     }
-    sample.spent += began.elapsed();
+    round.over(sample);
     Ok(())
 }

@@ -9,8 +9,8 @@ pub enum Goal {
     Ratio(f64),
     /// At most so many times the baseline's median, and so many times its 99th percentile.
     Ratios(f64, f64),
-    /// At most so many nanoseconds more than the baseline's median.
-    Added(u64),
+    /// At most so many nanoseconds more than the baseline's median, and so many times its 99.9th percentile.
+    Added(u64, f64),
     /// At most so many nanoseconds more than the baseline at the 99th percentile.
     AddedP99(u64),
     /// A median of at most so many nanoseconds.
@@ -27,7 +27,7 @@ impl Goal {
         match self {
             Self::Ratio(most) => format!("p50 ≤ {most} × baseline"),
             Self::Ratios(p50, p99) => format!("p50 ≤ {p50} ×, p99 ≤ {p99} × baseline"),
-            Self::Added(ns) => format!("p50 ≤ baseline + {ns} ns"),
+            Self::Added(ns, tail) => format!("p50 ≤ baseline + {ns} ns, p99.9 ≤ {tail} ×"),
             Self::AddedP99(ns) => format!("p99 ≤ baseline + {} ms", millis(ns)),
             Self::P50(ns) => format!("p50 ≤ {} ms", millis(ns)),
             Self::Percentiles(p50, p99) => {
@@ -42,12 +42,15 @@ impl Goal {
         let ratio = figure.ratio.filter(|_| figure.void.is_none());
         let p50 = figure.baseline_p50.filter(|_| figure.void.is_none());
         let p99 = figure.baseline_p99.filter(|_| figure.void.is_none());
+        let p999 = figure.baseline_p999.filter(|_| figure.void.is_none());
         Some(match self {
             Self::Ratio(most) => ratio? <= most,
             Self::Ratios(middle, tail) => {
                 ratio? <= middle && figure.p99 as f64 <= tail * p99? as f64
             }
-            Self::Added(ns) => figure.p50 <= p50? + ns,
+            Self::Added(ns, tail) => {
+                figure.p50 <= p50? + ns && figure.p999 as f64 <= tail * p999? as f64
+            }
             Self::AddedP99(ns) => figure.p99 <= p99? + ns,
             Self::P50(ns) => figure.p50 <= ns,
             Self::Percentiles(middle, tail) => figure.p50 <= middle && figure.p99 <= tail,

@@ -29,6 +29,11 @@ impl Latencies {
         self.0.saturating_record(took.as_nanos() as u64);
     }
 
+    /// Adds one that stands for so many.
+    pub fn record_for(&mut self, took: Duration, many: u64) {
+        self.0.saturating_record_n(took.as_nanos() as u64, many);
+    }
+
     /// Adds all of another set.
     pub fn add(&mut self, other: &Self) -> Result<()> {
         self.0.add(&other.0).context("add up histograms")

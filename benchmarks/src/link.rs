@@ -92,7 +92,7 @@ pub(crate) fn run_worker(client: UnixStream, waiting: Waiting, load: Load) -> Re
 /// Answers one request.
 pub fn serve(worker: &mut RdmaLink, load: Load, arrival: &Arrival) -> Result<()> {
     let reply = arrival.reply.context("a request without a place for its reply")?;
-    let (input, output) = worker.exchange(arrival, reply);
+    let (input, output) = worker.exchange(arrival.payload(), reply);
     load.work.run(input, &mut output[..load.reply()]);
     let payload_len = load.reply() as u32;
     let header = Header { kind: Kind::Response, payload_len, ..arrival.header };
@@ -147,7 +147,7 @@ impl Transport for End {
             bail!("a reply came out of turn");
         }
         self.received += 1;
-        reply.copy_from_slice(self.link.incoming(&arrival));
+        reply.copy_from_slice(self.link.incoming(arrival.payload()));
         Ok(())
     }
 }

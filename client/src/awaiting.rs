@@ -140,7 +140,7 @@ impl Calls {
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         self.check_size(len, &settings)?;
         let due = self.due;
-        let key = self.admit(function, settings);
+        let key = self.admit(function, settings, Listener::Nobody);
         // Behind those that wait already.
         let slot = if self.queue.is_empty() { self.prepare(len, &settings) } else { None };
         let Some((session, lane, prepared)) = slot else {

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gleaner_fabric::Arrival;
+use gleaner_fabric::Payload;
 use gleaner_proto::header::Status;
 
 use crate::{
@@ -84,12 +84,12 @@ pub(crate) struct Call {
     pub(crate) state: State,
     pub(crate) due: Option<Instant>,
     pub(crate) reruns: u32,
-    pub(crate) executing: Duration,
+    pub(crate) executing_ns: u64,
     pub(crate) cancelled: bool,
     /// Nobody waits for it any more: it is freed when it ends.
     pub(crate) dropped: bool,
     /// How it ends if it cannot run again: set once it had begun somewhere.
-    pub(crate) cut_off: Option<CallError>,
+    pub(crate) cut_off: Option<Box<CallError>>,
     /// Who is told when it has ended.
     pub(crate) listener: Listener,
 }
@@ -101,7 +101,7 @@ pub(crate) enum State {
     Queued(Vec<u8>),
     Sent(Place),
     /// Answered well; the reply still lies in its slot.
-    Replied(Place, Arrival),
+    Replied(Place, Payload),
     Done(Result<Vec<u8>, CallError>),
 }
 
@@ -146,13 +146,14 @@ impl Calls {
         &mut self,
         function: u32,
         settings: Settings,
+        listener: Listener,
         len: usize,
         fill: impl FnOnce(&mut [u8]),
     ) -> Result<CallKey, CallError> {
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         self.check_size(len, &settings)?;
         self.look_around();
-        let key = self.admit(function, settings);
+        let key = self.admit(function, settings, listener);
         loop {
             if let Some((session, lane, prepared)) = self.prepare(len, &settings) {
                 if let Some(open) = self.sessions[session].as_mut() {
@@ -182,7 +183,7 @@ impl Calls {
                 _ => None,
             };
             let answered = match place {
-                Some(place) => self.pump_lane(place.session, place.lane),
+                Some(place) => self.watch(place),
                 None => self.pump(),
             };
             if !answered {
@@ -223,8 +224,9 @@ impl Calls {
             return None;
         }
         let result = self.take(key, read)?;
-        let Call { number, reruns, executing, .. } = *self.call(key);
+        let &Call { number, reruns, executing_ns, .. } = self.call(key);
         self.free.push(key.index);
+        let executing = Duration::from_nanos(executing_ns);
         Some(result.map(|result| (result, CallStats { number, reruns, executing })))
     }
 
@@ -236,12 +238,12 @@ impl Calls {
     ) -> Option<Result<R, CallError>> {
         let state = &mut self.calls[key.index as usize].state;
         match std::mem::replace(state, State::Free) {
-            State::Replied(place, arrival) => {
+            State::Replied(place, reply) => {
                 let Some(open) = self.sessions[place.session].as_mut() else {
                     return Some(Err(lost_reply()));
                 };
                 let lane = &mut open.lanes[place.lane];
-                let result = lane.read(place.slot, &arrival, read);
+                let result = lane.read(reply, read);
                 if result.is_none() {
                     self.resent(key.index, place);
                 }
@@ -284,55 +286,69 @@ impl Calls {
         for session in 0..self.sessions.len() {
             let lanes = self.sessions[session].as_ref().map_or(0, |open| open.lanes.len());
             for lane in 0..lanes {
-                answered |= self.pump_lane(session, lane);
+                answered |= self.pump_lane(session, lane, 1);
             }
         }
         answered
     }
 
-    /// Takes one answer from a lane, if it has one.
-    pub(crate) fn pump_lane(&mut self, session: usize, lane: usize) -> bool {
+    /// Takes one answer from a place's lane. Who spins looks for it as often as fits between two readings of the clock.
+    fn watch(&mut self, place: Place) -> bool {
+        let looks = self.spin.looks();
+        let answered = self.pump_lane(place.session, place.lane, looks);
+        if !answered {
+            self.spin.looked(looks);
+        }
+        answered
+    }
+
+    /// Takes one answer from a lane, if it has one within so many looks.
+    fn pump_lane(&mut self, session: usize, lane: usize, looks: u32) -> bool {
         let Some(open) = self.sessions.get_mut(session).and_then(Option::as_mut) else {
             return false;
         };
         if open.closing.is_some() {
             return false;
         }
-        match open.lanes[lane].poll() {
-            Ok(Some(answer)) => {
-                self.answered(session, lane, answer);
-                true
-            }
-            Ok(None) => false,
-            Err(error) => {
-                open.close(error.to_string());
-                false
+        let at = &mut open.lanes[lane];
+        for _ in 0..looks {
+            match at.poll() {
+                Ok(Some(answer)) => {
+                    self.answered(session, lane, answer);
+                    return true;
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    open.close(error.to_string());
+                    return false;
+                }
             }
         }
+        false
     }
 
     /// An answer has come: the call ends, or its reply waits in the slot.
     pub(crate) fn answered(&mut self, session: usize, lane: usize, answer: Answer) {
-        let Answer { call, slot, arrival } = answer;
-        let place = Place { session, lane, slot };
+        let Answer { call, status, time_ns, reply, .. } = answer;
+        let place = Place { session, lane, slot: reply.slot };
         self.spin.answered();
         let Some(index) = call else {
             self.free_slot(place);
             return;
         };
         let call = &mut self.calls[index as usize];
-        call.executing = Duration::from_nanos(arrival.header.time_ns);
-        if arrival.header.status == Status::Ok && !call.dropped {
-            call.state = State::Replied(place, arrival);
+        call.executing_ns = time_ns;
+        if status == Status::Ok && !call.dropped {
+            call.state = State::Replied(place, reply);
             self.stats.ok += 1;
             self.tell(index);
             return;
         }
-        if arrival.header.status == Status::Stale {
+        if status == Status::Stale {
             self.requeue(index, place);
             return;
         }
-        let error = self.failure(index, place, &arrival);
+        let error = self.failure(index, place, &answer);
         self.free_slot(place);
         self.end(index, Err(error));
     }
@@ -412,10 +428,17 @@ impl Calls {
     }
 
     /// A fresh call, in a place that may have been used before.
-    pub(crate) fn admit(&mut self, function: u32, settings: Settings) -> CallKey {
+    pub(crate) fn admit(
+        &mut self,
+        function: u32,
+        settings: Settings,
+        listener: Listener,
+    ) -> CallKey {
         self.last_number += 1;
         let due = settings.deadline.map(|deadline| Instant::now() + deadline);
-        self.due = [self.due, due].into_iter().flatten().min();
+        if due.is_some() {
+            self.due = [self.due, due].into_iter().flatten().min();
+        }
         let call = Call {
             number: self.last_number,
             function,
@@ -423,11 +446,11 @@ impl Calls {
             state: State::Free,
             due,
             reruns: 0,
-            executing: Duration::ZERO,
+            executing_ns: 0,
             cancelled: false,
             dropped: false,
             cut_off: None,
-            listener: Listener::Nobody,
+            listener,
         };
         let index = match self.free.pop() {
             Some(index) => {
@@ -443,13 +466,13 @@ impl Calls {
     }
 
     /// What an answer that is not OK means.
-    fn failure(&self, index: u32, place: Place, arrival: &Arrival) -> CallError {
+    fn failure(&self, index: u32, place: Place, answer: &Answer) -> CallError {
         let settings = &self.calls[index as usize].settings;
         let Some(open) = self.sessions[place.session].as_ref() else {
             return lost_reply();
         };
         let lane = &open.lanes[place.lane];
-        CallError::Failed(match arrival.header.status {
+        CallError::Failed(match answer.status {
             Status::ReplyTooLarge => Failure::ReplyTooLarge {
                 capacity: settings.reply_capacity.unwrap_or(lane.slot_capacity()),
             },
@@ -463,8 +486,8 @@ impl Calls {
                 message: "the worker does not know the function: open it again".into(),
             },
             Status::FunctionError | Status::Stale => Failure::Function {
-                code: arrival.header.code,
-                message: String::from_utf8_lossy(lane.reply(arrival)).into_owned(),
+                code: answer.code,
+                message: String::from_utf8_lossy(lane.reply(answer.reply)).into_owned(),
             },
         })
     }

@@ -108,7 +108,7 @@ impl<'p, T> Completions<'p, T> {
         tag: T,
     ) -> Result<(), Full<T>> {
         let (index, settings) = (self.function.index, self.function.settings);
-        self.admit(tag, |calls| calls.submit(index, settings, len, fill))
+        self.admit(tag, |calls, listener| calls.submit(index, settings, listener, len, fill))
     }
 
     /// Sends a call of another function of the same pool.
@@ -124,7 +124,23 @@ impl<'p, T> Completions<'p, T> {
         let same = std::ptr::eq(function.pool, self.function.pool);
         assert!(same, "a completion queue takes calls of its own pool only");
         let fill = |buffer: &mut [u8]| buffer.copy_from_slice(input);
-        self.admit(tag, |calls| calls.submit(function.index, function.settings, input.len(), fill))
+        let (index, settings) = (function.index, function.settings);
+        self.admit(tag, |calls, told| calls.submit(index, settings, told, input.len(), fill))
+    }
+
+    /// Pushes calls, each an input and its tag, until the queue is full or there are no more; they go out together, which costs
+    /// less than one by one. Returns how many were pushed.
+    pub fn fill<I: AsRef<[u8]>>(&mut self, calls: &mut impl Iterator<Item = (I, T)>) -> usize {
+        let before = self.len;
+        self.function.pool.calls().hold();
+        while !self.is_full()
+            && let Some((input, tag)) = calls.next()
+        {
+            let pushed = self.push(input.as_ref(), tag);
+            debug_assert!(pushed.is_ok(), "it was not full");
+        }
+        self.function.pool.calls().release();
+        self.len - before
     }
 
     /// Waits until some call has ended, and hands its reply to `read` in place, or the error out. `None` if none was pushed. `read`
@@ -165,21 +181,20 @@ impl<'p, T> Completions<'p, T> {
     fn admit(
         &mut self,
         tag: T,
-        submit: impl FnOnce(&mut Calls) -> Result<CallKey, CallError>,
+        submit: impl FnOnce(&mut Calls, Listener) -> Result<CallKey, CallError>,
     ) -> Result<(), Full<T>> {
         if self.is_full() {
             return Err(Full(tag));
         }
         self.len += 1;
         let mut calls = self.function.pool.calls();
-        match submit(&mut calls) {
+        match submit(&mut calls, Listener::Queue(self.queue)) {
             Ok(key) => {
                 let index = key.index as usize;
                 if self.tags.len() <= index {
                     self.tags.resize_with(index + 1, || None);
                 }
                 self.tags[index] = Some((key, tag));
-                calls.set_listener(key, Listener::Queue(self.queue));
             }
             Err(error) => self.refused.push((tag, error)),
         }

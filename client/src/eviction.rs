@@ -72,10 +72,10 @@ impl Calls {
     /// Copies replies that nobody has taken yet, before their memory goes with the session.
     fn keep_replies(&mut self, session: usize) {
         for index in 0..self.calls.len() {
-            if let State::Replied(place, arrival) = self.calls[index].state
+            if let State::Replied(place, reply) = self.calls[index].state
                 && place.session == session
             {
-                self.spill(index as u32, place, &arrival);
+                self.spill(index as u32, place, reply);
             }
         }
     }
@@ -85,7 +85,7 @@ impl Calls {
         let call = &mut self.calls[index as usize];
         let next = known.then(call.settings.idempotent);
         if !known.untouched() {
-            call.cut_off = Some(end.cut_off(known));
+            call.cut_off = Some(Box::new(end.cut_off(known)));
         }
         if call.cancelled {
             self.end(index, Err(CallError::Failed(Failure::Cancelled)));

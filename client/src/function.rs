@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::{
     calls::CallKey,
+    ended::Listener,
     error::{CallError, Failure},
     event::CallStats,
     pool::Pool,
@@ -92,7 +93,7 @@ impl<'p> Function<'p> {
         read: impl FnMut(&[u8]) -> R,
     ) -> Result<R, CallError> {
         let mut calls = self.pool.calls();
-        let key = calls.submit(self.index, self.settings, len, fill)?;
+        let key = calls.submit(self.index, self.settings, Listener::Nobody, len, fill)?;
         calls.collect(key, read).map(|(result, _)| result)
     }
 
@@ -107,7 +108,8 @@ impl<'p> Function<'p> {
         len: usize,
         fill: impl FnOnce(&mut [u8]),
     ) -> Result<Ticket<'p>, CallError> {
-        let call = self.pool.calls().submit(self.index, self.settings, len, fill)?;
+        let mut calls = self.pool.calls();
+        let call = calls.submit(self.index, self.settings, Listener::Nobody, len, fill)?;
         Ok(Ticket { pool: self.pool, call, taken: false })
     }
 

@@ -3,7 +3,7 @@
 //! A slot is taken by [`Lane::prepare`], sent by [`Lane::post`], answered by [`Lane::poll`] and free again after
 //! [`Lane::free`]. The worker is not trusted: an answer that fits no outstanding call closes the lane.
 
-use gleaner_fabric::{Arena, Arrival, Block, Geometry, Link, LinkError};
+use gleaner_fabric::{Arena, Block, Geometry, Link, LinkError, Payload};
 use gleaner_proto::header::{Header, Kind, Status};
 
 /// A lane.
@@ -51,12 +51,15 @@ pub(crate) struct Invocation {
     pub(crate) time_ns: u64,
 }
 
-/// An answer: whose, in which slot, and where it lies.
+/// An answer: whose, how the call ended, and where the reply lies, in which slot.
 #[derive(Clone, Copy)]
 pub(crate) struct Answer {
     pub(crate) call: Option<u32>,
-    pub(crate) slot: u16,
-    pub(crate) arrival: Arrival,
+    pub(crate) status: Status,
+    pub(crate) code: u32,
+    /// Time inside the function.
+    pub(crate) time_ns: u64,
+    pub(crate) reply: Payload,
 }
 
 /// Why a lane is of no more use.
@@ -166,8 +169,12 @@ impl Lane {
 
     /// The next answer, if one is here.
     pub(crate) fn poll(&mut self) -> Result<Option<Answer>, LaneError> {
-        let Some(arrival) = self.link.poll()? else {
-            return Ok(None);
+        // By reference: an arrival is larger than what is kept of it.
+        let polled = self.link.poll();
+        let arrival = match &polled {
+            Ok(Some(arrival)) => arrival,
+            Ok(None) => return Ok(None),
+            Err(_) => return polled.map(|_| None).map_err(LaneError::Link),
         };
         let header = &arrival.header;
         let slot = self.slots.get_mut(usize::from(header.slot)).filter(|slot| {
@@ -179,29 +186,34 @@ impl Lane {
         });
         let slot = slot.ok_or(LaneError::Unasked)?;
         slot.answered = true;
-        Ok(Some(Answer { call: slot.call, slot: header.slot, arrival }))
+        Ok(Some(Answer {
+            call: slot.call,
+            status: header.status,
+            code: header.code,
+            time_ns: header.time_ns,
+            reply: arrival.payload(),
+        }))
     }
 
     /// Hands a reply to `read` in place and frees its slot. `None`: its memory was taken back meanwhile, and the slot waits for
     /// an answer as before.
     pub(crate) fn read<R>(
         &mut self,
-        slot: u16,
-        arrival: &Arrival,
+        reply: Payload,
         read: &mut impl FnMut(&[u8]) -> R,
     ) -> Option<R> {
-        let result = read(self.link.incoming(arrival));
+        let result = read(self.link.incoming(reply));
         if !self.link.intact() {
-            self.slots[usize::from(slot)].answered = false;
+            self.slots[usize::from(reply.slot)].answered = false;
             return None;
         }
-        self.free(slot);
+        self.free(reply.slot);
         Some(result)
     }
 
     /// An answer's bytes.
-    pub(crate) fn reply(&self, arrival: &Arrival) -> &[u8] {
-        self.link.incoming(arrival)
+    pub(crate) fn reply(&self, reply: Payload) -> &[u8] {
+        self.link.incoming(reply)
     }
 
     /// The input of an outstanding call, as it was sent.
@@ -304,17 +316,17 @@ mod tests {
 
     #[test]
     fn a_reply_is_read_once() {
-        let (_file, mut lane, _worker, Answer { slot, arrival, .. }) = answered();
-        assert_eq!(lane.read(slot, &arrival, &mut <[u8]>::to_vec).unwrap(), b"reply");
+        let (_file, mut lane, _worker, Answer { reply, .. }) = answered();
+        assert_eq!(lane.read(reply, &mut <[u8]>::to_vec).unwrap(), b"reply");
         assert_eq!(lane.outstanding().count(), 0);
     }
 
     #[test]
     fn a_reply_that_was_taken_back_is_not_believed_and_its_input_is_still_there() {
-        let (file, mut lane, _worker, Answer { slot, arrival, .. }) = answered();
+        let (file, mut lane, _worker, Answer { reply, .. }) = answered();
         Segment::take_back(&file, GEOMETRY).unwrap();
-        assert_eq!(lane.read(slot, &arrival, &mut <[u8]>::to_vec), None);
+        assert_eq!(lane.read(reply, &mut <[u8]>::to_vec), None);
         assert_eq!(lane.outstanding().count(), 1, "it waits for its verdict");
-        assert_eq!(lane.sent_input(slot), b"input", "to be sent elsewhere");
+        assert_eq!(lane.sent_input(reply.slot), b"input", "to be sent elsewhere");
     }
 }

@@ -199,7 +199,7 @@ impl Calls {
             let call = &mut self.calls[index as usize];
             if matches!(call.state, State::Queued(_)) {
                 let never_ran = CallError::Failed(Failure::NoLease { reason: why.clone() });
-                let error = call.cut_off.take().unwrap_or(never_ran);
+                let error = call.cut_off.take().map_or(never_ran, |error| *error);
                 self.end(index, Err(error));
             }
         }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use gleaner_fabric::Arrival;
+use gleaner_fabric::Payload;
 
 use crate::{
     calls::{Calls, Place, State},
@@ -148,8 +148,8 @@ impl Calls {
     /// Copies one reply that nobody has taken yet out of its slot; false if there is none.
     pub(crate) fn spill_one(&mut self) -> bool {
         for index in 0..self.calls.len() {
-            if let State::Replied(place, arrival) = self.calls[index].state {
-                self.spill(index as u32, place, &arrival);
+            if let State::Replied(place, reply) = self.calls[index].state {
+                self.spill(index as u32, place, reply);
                 return true;
             }
         }
@@ -163,8 +163,8 @@ impl Calls {
             return;
         }
         for index in 0..self.calls.len() {
-            if let State::Replied(place, arrival) = self.calls[index].state {
-                self.spill(index as u32, place, &arrival);
+            if let State::Replied(place, reply) = self.calls[index].state {
+                self.spill(index as u32, place, reply);
                 wanted -= 1;
                 if wanted == 0 {
                     break;
@@ -175,9 +175,9 @@ impl Calls {
     }
 
     /// Copies a reply out of its slot, which is free then.
-    pub(crate) fn spill(&mut self, index: u32, place: Place, arrival: &Arrival) {
+    pub(crate) fn spill(&mut self, index: u32, place: Place, reply: Payload) {
         if let Some(open) = self.sessions[place.session].as_mut() {
-            let bytes = open.lanes[place.lane].read(place.slot, arrival, &mut <[u8]>::to_vec);
+            let bytes = open.lanes[place.lane].read(reply, &mut <[u8]>::to_vec);
             match bytes {
                 Some(bytes) => self.calls[index as usize].state = State::Done(Ok(bytes)),
                 None => self.resent(index, place),

@@ -47,6 +47,16 @@ impl Spin {
         self.idle_since = None;
     }
 
+    /// How often to look before [`next`](Self::next): once, or as often as the clock is not read anyway.
+    pub(crate) fn looks(&self) -> u32 {
+        if self.hot.is_zero() { 1 } else { LOOKS_PER_CLOCK - self.looks }
+    }
+
+    /// So many looks found nothing; `next` follows, and counts as the last of them.
+    pub(crate) fn looked(&mut self, looks: u32) {
+        self.looks += looks - 1;
+    }
+
     /// Nothing was found: what now?
     pub(crate) fn next(&mut self) -> Next {
         if self.hot.is_zero() {

@@ -34,7 +34,12 @@ pub fn arrival(
     side: Side,
     snapshot: &[u8; HEADER_LEN],
 ) -> Result<Arrival, LinkError> {
-    let header = Header::decode(snapshot)?;
+    checked(geometry, side, Header::decode(snapshot)?)
+}
+
+/// The same of a header that was read already.
+#[inline]
+pub fn checked(geometry: Geometry, side: Side, header: Header) -> Result<Arrival, LinkError> {
     if header.kind != side.takes() {
         return Err(LinkError::Kind(header.kind));
     }

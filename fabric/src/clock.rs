@@ -42,6 +42,7 @@ impl Calibration {
 
 impl Clock {
     /// Ticks in nanoseconds.
+    #[inline]
     pub fn ns(self, ticks: u64) -> u64 {
         ((u128::from(ticks) * u128::from(self.scale)) >> 32) as u64
     }
@@ -55,6 +56,7 @@ impl Clock {
 
 /// The counter, now.
 #[cfg(target_arch = "x86_64")]
+#[inline]
 pub fn ticks() -> u64 {
     // SAFETY: every x86-64 processor has the instruction, and the sandbox does not forbid it.
     unsafe { core::arch::x86_64::_rdtsc() }

@@ -54,14 +54,14 @@ pub fn order(make: impl Fn(Geometry) -> Pair) {
         for slot in 0..SMALL.window {
             let arrival = next(&mut *worker);
             assert_eq!((arrival.header.slot, arrival.header.invocation), (slot, call));
-            assert_eq!(worker.incoming(&arrival), payload(slot, call, 300));
+            assert_eq!(worker.incoming(arrival.payload()), payload(slot, call, 300));
             assert_eq!(arrival.reply, Some(SMALL.slot(slot)));
             post(&mut *worker, &response(&arrival), &payload(slot, call, 17));
         }
         for slot in 0..SMALL.window {
             let arrival = next(&mut *client);
             assert_eq!((arrival.header.slot, arrival.header.invocation), (slot, call));
-            assert_eq!(client.incoming(&arrival), payload(slot, call, 17));
+            assert_eq!(client.incoming(arrival.payload()), payload(slot, call, 17));
             assert_eq!(arrival.reply, None);
         }
     }
@@ -85,7 +85,7 @@ pub fn held_posts_go_out(make: impl Fn(Geometry) -> Pair) {
         for slot in 0..SMALL.window {
             let arrival = next(&mut *worker);
             assert_eq!((arrival.header.slot, arrival.header.invocation), (slot, call));
-            assert_eq!(worker.incoming(&arrival), payload(slot, call, 300));
+            assert_eq!(worker.incoming(arrival.payload()), payload(slot, call, 300));
         }
     }
     drop(client);
@@ -145,7 +145,7 @@ pub fn payload_sizes(make: impl Fn(Geometry) -> Pair) {
         client.post(block, &header).unwrap();
         let arrival = next(&mut *client);
         assert_eq!(arrival.block.offset, reply.offset);
-        assert!(client.incoming(&arrival) == data, "{size} bytes came back changed");
+        assert!(client.incoming(arrival.payload()) == data, "{size} bytes came back changed");
         for (arena, block) in [(&mut requests, block), (&mut replies, reply)] {
             if block.offset >= geometry.arena_offset() {
                 arena.give_back(block);
@@ -174,11 +174,11 @@ pub fn both_ways_at_once(make: impl Fn(Geometry) -> Pair) {
     let until = Instant::now() + PATIENCE;
     while (at_client, at_worker) != (geometry.window, geometry.window) {
         if let Some(arrival) = client.poll().unwrap() {
-            assert!(client.incoming(&arrival) == payload(at_client, 2, size));
+            assert!(client.incoming(arrival.payload()) == payload(at_client, 2, size));
             at_client += 1;
         }
         if let Some(arrival) = worker.poll().unwrap() {
-            assert!(worker.incoming(&arrival) == payload(at_worker, 1, size));
+            assert!(worker.incoming(arrival.payload()) == payload(at_worker, 1, size));
             at_worker += 1;
         }
         assert!(Instant::now() < until, "{at_client} and {at_worker} arrived");
@@ -191,7 +191,7 @@ pub fn peer_gone_is_seen_after_its_last_message(make: impl Fn(Geometry) -> Pair)
     post(&mut *client, &request(1, 5), b"last");
     drop(client);
     let arrival = next(&mut *worker);
-    assert_eq!(worker.incoming(&arrival), b"last");
+    assert_eq!(worker.incoming(arrival.payload()), b"last");
     worker.wait(PATIENCE).unwrap();
     assert!(matches!(worker.poll(), Err(LinkError::Closed)));
     let reply = response(&arrival);
@@ -281,7 +281,7 @@ pub fn arena_blocks(make: impl Fn(Geometry) -> Pair) {
     for (arrival, block) in arrivals.iter().zip(&blocks) {
         let size = block.capacity as usize;
         assert_eq!(arrival.block, *block);
-        assert!(worker.incoming(arrival) == payload(arrival.header.slot, 1, size));
+        assert!(worker.incoming(arrival.payload()) == payload(arrival.header.slot, 1, size));
     }
 }
 
@@ -291,14 +291,14 @@ pub fn exchange_gives_both_buffers(make: impl Fn(Geometry) -> Pair) {
     post(&mut *client, &request(2, 1), b"upper");
     let arrival = next(&mut *worker);
     let reply = arrival.reply.unwrap();
-    let (input, output) = worker.exchange(&arrival, reply);
+    let (input, output) = worker.exchange(arrival.payload(), reply);
     assert_eq!(output.len(), reply.capacity as usize + GUARD_LEN);
     input.make_ascii_uppercase();
     output[..input.len()].copy_from_slice(input);
     let header = Header { payload_len: 5, ..response(&arrival) };
     worker.post(reply, &header).unwrap();
     let arrival = next(&mut *client);
-    assert_eq!(client.incoming(&arrival), b"UPPER");
+    assert_eq!(client.incoming(arrival.payload()), b"UPPER");
 }
 
 /// Each wrong header ends the link with an error that says why.
@@ -347,7 +347,7 @@ pub fn garbage_never_panics(make: impl Fn(Geometry) -> HostilePair) {
                     let end = arrival.block.payload_offset() + u64::from(arrival.block.capacity);
                     assert!(end + GUARD_LEN as u64 <= SMALL.region_bytes());
                     assert_eq!(
-                        worker.incoming(&arrival).len(),
+                        worker.incoming(arrival.payload()).len(),
                         arrival.header.payload_len as usize
                     );
                 }
@@ -392,7 +392,7 @@ fn echo_warm(mut worker: Box<dyn Link>) {
 
 fn echo_one(worker: &mut dyn Link, arrival: &Arrival) {
     let reply = arrival.reply.unwrap();
-    let (input, output) = worker.exchange(arrival, reply);
+    let (input, output) = worker.exchange(arrival.payload(), reply);
     output[..input.len()].copy_from_slice(input);
     let header = Header { payload_len: arrival.header.payload_len, ..response(arrival) };
     worker.post(reply, &header).unwrap();

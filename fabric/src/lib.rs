@@ -27,5 +27,5 @@ pub mod tune;
 
 pub use arena::Arena;
 pub use check::Side;
-pub use link::{Arrival, Block, Geometry, Link, LinkError};
+pub use link::{Arrival, Block, Geometry, Link, LinkError, Payload};
 pub use shm::{Segment, SegmentError, ShmLink};

@@ -125,6 +125,34 @@ pub struct Arrival {
     pub reply: Option<Block>,
 }
 
+/// Where an arrival's payload lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Payload {
+    /// The message's slot.
+    pub slot: u16,
+    /// Bytes.
+    pub len: u32,
+    /// Its first byte, from the start of the incoming region.
+    pub offset: u64,
+}
+
+impl Arrival {
+    /// Where its payload lies.
+    #[inline]
+    pub fn payload(&self) -> Payload {
+        let Header { slot, payload_len: len, .. } = self.header;
+        Payload { slot, len, offset: self.block.payload_offset() }
+    }
+}
+
+impl Payload {
+    /// Its place in its region's bytes.
+    #[inline]
+    pub(crate) fn range(self) -> std::ops::Range<usize> {
+        self.offset as usize..self.offset as usize + self.len as usize
+    }
+}
+
 /// Why a link is of no more use. One bad message closes the one link it came on.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
@@ -218,7 +246,7 @@ pub trait Link: Send {
     fn poll(&mut self) -> Result<Option<Arrival>, LinkError>;
 
     /// The payload of an arrival. Memory that the peer may still write to: read each byte once.
-    fn incoming(&self, arrival: &Arrival) -> &[u8];
+    fn incoming(&self, payload: Payload) -> &[u8];
 
     /// Client: whether the incoming region is still the link's. If not, what was read of an [`incoming`](Self::incoming)
     /// payload may be anything: ask after reading, before believing.
@@ -228,7 +256,7 @@ pub trait Link: Send {
 
     /// An arrival's payload and the block of its reply at once, for a function that reads one and writes the other. The
     /// input is writable too, since functions in C may use it as room to work; the output has `capacity + GUARD_LEN` bytes.
-    fn exchange(&mut self, arrival: &Arrival, reply: Block) -> (&mut [u8], &mut [u8]);
+    fn exchange(&mut self, payload: Payload, reply: Block) -> (&mut [u8], &mut [u8]);
 
     /// True while posted bytes wait for the transport: then a sleep over several links must also ask when
     /// [`wait_fd`](Self::wait_fd) takes more, and call [`poll`](Self::poll) then.

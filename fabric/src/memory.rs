@@ -29,7 +29,7 @@ use nix::{
 
 use crate::{
     check::{self, Side},
-    link::{Arrival, Block, Geometry, Link, LinkError},
+    link::{Arrival, Block, Geometry, Link, LinkError, Payload},
     region::Region,
 };
 
@@ -118,9 +118,8 @@ impl MemoryLink {
         bell.load(Ordering::Acquire) != 0
     }
 
-    fn payload(&self, arrival: &Arrival) -> *mut [u8] {
-        let start = arrival.block.payload_offset() as usize;
-        self.incoming.bytes(start, arrival.header.payload_len as usize)
+    fn payload(&self, payload: Payload) -> *mut [u8] {
+        self.incoming.bytes(payload.offset as usize, payload.len as usize)
     }
 
     fn room(&self, block: Block) -> *mut [u8] {
@@ -163,14 +162,14 @@ impl Link for MemoryLink {
         check::arrival(self.geometry, self.side, &snapshot).map(Some)
     }
 
-    fn incoming(&self, arrival: &Arrival) -> &[u8] {
+    fn incoming(&self, payload: Payload) -> &[u8] {
         // SAFETY: inside the region; the block is the receiver's until its slot is used again.
-        unsafe { &*self.payload(arrival) }
+        unsafe { &*self.payload(payload) }
     }
 
-    fn exchange(&mut self, arrival: &Arrival, reply: Block) -> (&mut [u8], &mut [u8]) {
+    fn exchange(&mut self, payload: Payload, reply: Block) -> (&mut [u8], &mut [u8]) {
         // SAFETY: as in `incoming` and `outgoing`; the two lie in two regions.
-        unsafe { (&mut *self.payload(arrival), &mut *self.room(reply)) }
+        unsafe { (&mut *self.payload(payload), &mut *self.room(reply)) }
     }
 
     fn unsent(&self) -> bool {

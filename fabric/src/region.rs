@@ -131,6 +131,7 @@ impl Words {
     }
 
     /// Word number `index`. Panics if there is none: callers check indexes that come from peers first.
+    #[inline]
     pub fn word(&self, index: usize) -> &AtomicU64 {
         assert!(index < self.len(), "word {index} of {} asked for", self.len());
         // SAFETY: the index is inside the mapping, pages are 8-aligned, and this type gives out atomics alone.

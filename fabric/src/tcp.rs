@@ -27,7 +27,7 @@ use nix::{
 
 use crate::{
     check::{self, Side},
-    link::{Arrival, Block, Geometry, Link, LinkError},
+    link::{Arrival, Block, Geometry, Link, LinkError, Payload},
     region::Region,
     tune::{RECEIVE_ROUNDS, STAGING_BYTES},
 };
@@ -203,14 +203,13 @@ impl Link for TcpLink {
         Ok(None)
     }
 
-    fn incoming(&self, arrival: &Arrival) -> &[u8] {
-        let start = arrival.block.payload_offset() as usize;
-        &self.incoming.bytes()[start..start + arrival.header.payload_len as usize]
+    fn incoming(&self, payload: Payload) -> &[u8] {
+        &self.incoming.bytes()[payload.range()]
     }
 
-    fn exchange(&mut self, arrival: &Arrival, reply: Block) -> (&mut [u8], &mut [u8]) {
+    fn exchange(&mut self, payload: Payload, reply: Block) -> (&mut [u8], &mut [u8]) {
         let output = reply.payload_and_guard(self.outgoing.bytes_mut());
-        (payload_mut(&mut self.incoming, arrival), output)
+        (&mut self.incoming.bytes_mut()[payload.range()], output)
     }
 
     fn unsent(&self) -> bool {
@@ -286,8 +285,7 @@ fn region(geometry: Geometry) -> Result<Region, LinkError> {
 }
 
 fn payload_mut<'a>(incoming: &'a mut Region, arrival: &Arrival) -> &'a mut [u8] {
-    let start = arrival.block.payload_offset() as usize;
-    &mut incoming.bytes_mut()[start..start + arrival.header.payload_len as usize]
+    &mut incoming.bytes_mut()[arrival.payload().range()]
 }
 
 /// Bytes that the socket took; 0 if it has no room.
@@ -382,6 +380,6 @@ mod tests {
         client.write_all(b"o").unwrap();
         worker.wait(Duration::from_secs(10)).unwrap();
         let arrival = worker.poll().unwrap().unwrap();
-        assert_eq!(worker.incoming(&arrival), b"hello");
+        assert_eq!(worker.incoming(arrival.payload()), b"hello");
     }
 }

@@ -18,6 +18,9 @@ pub const HUGE_PAGE_BYTES: usize = 2 << 20;
 /// Lines of a shared-memory ring, at least: a sender asks what was taken once a round, which costs it a cache miss.
 pub const RING_LINES_MIN: u32 = 16;
 
+/// So many lines before it is written, a ring's line is asked for: the receiver is not yet looking at it.
+pub const LINES_AHEAD: u32 = 4;
+
 /// Empty polls of shared memory after which one asks the socket whether the peer lives: some 100 us, so that the system call
 /// is less than a hundredth of them.
 pub const LIVENESS_POLLS: u32 = 1 << 14;
@@ -55,6 +58,7 @@ const _: () = assert!(RECEIVE_ROUNDS > 0, "a poll must make progress");
 const _: () = assert!(HUGE_PAGE_BYTES.is_power_of_two(), "page sizes are");
 const _: () = assert!(RING_LINES_MIN.is_power_of_two(), "a line is found by a mask");
 const _: () = assert!(RING_LINES_MIN <= WINDOW_MAX as u32, "the least is not the most");
+const _: () = assert!(LINES_AHEAD < RING_LINES_MIN, "the line ahead is not the one just written");
 const _: () = assert!(SENDS_MIN > SIGNALS_PER_ROUND, "a full queue has a signalled write");
 const _: () = assert!(POSTS_BATCH < SENDS_MIN as usize, "what is held fits the queue");
 const _: () = assert!(RECEIVES_BATCH > 0 && COMPLETIONS_BATCH > 0, "a message takes both");

@@ -78,9 +78,9 @@ fn run(link: &mut ShmLink, peer: &File, layout: &Layout, side: Side, step: Step)
 /// What arrives lies inside the regions, as does its reply's place.
 fn look(link: &mut ShmLink) {
     let Ok(Some(arrival)) = link.poll() else { return };
-    assert_eq!(link.incoming(&arrival).len(), arrival.header.payload_len as usize);
+    assert_eq!(link.incoming(arrival.payload()).len(), arrival.header.payload_len as usize);
     if let Some(reply) = arrival.reply {
-        let (_, output) = link.exchange(&arrival, reply);
+        let (_, output) = link.exchange(arrival.payload(), reply);
         assert_eq!(output.len(), reply.capacity as usize + GUARD_LEN);
         output.fill(1);
     }

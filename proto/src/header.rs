@@ -101,53 +101,88 @@ pub enum BadHeader {
     Reserved,
 }
 
+/// A header as the words that it travels in: little-endian numbers, in this machine's own order.
+pub type Words = [u64; HEADER_LEN / 8];
+
 impl Header {
     /// The header as it travels.
     #[inline]
     pub fn encode(&self) -> [u8; HEADER_LEN] {
         let mut out = [0; HEADER_LEN];
-        out[0..4].copy_from_slice(&self.generation.to_le_bytes());
-        out[4..6].copy_from_slice(&self.slot.to_le_bytes());
-        out[6] = self.kind as u8;
-        out[7] = self.status as u8;
-        out[8..16].copy_from_slice(&self.epoch.to_le_bytes());
-        out[16..24].copy_from_slice(&self.invocation.to_le_bytes());
-        out[24..28].copy_from_slice(&self.function.to_le_bytes());
-        out[28..32].copy_from_slice(&self.code.to_le_bytes());
-        out[32..36].copy_from_slice(&self.payload_len.to_le_bytes());
-        out[36..40].copy_from_slice(&self.block.to_le_bytes());
-        out[40..44].copy_from_slice(&self.reply_block.to_le_bytes());
-        out[44..48].copy_from_slice(&self.reply_capacity.to_le_bytes());
-        out[48..56].copy_from_slice(&self.time_ns.to_le_bytes());
+        let (parts, _) = out.as_chunks_mut::<8>();
+        for (part, word) in parts.iter_mut().zip(self.words()) {
+            *part = word.to_le_bytes();
+        }
         out
     }
 
     /// Reads a snapshot of a header. Ranges are the link's to check, against its own geometry.
     #[inline]
     pub fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Self, BadHeader> {
-        let generation = u32_at(bytes, 0);
+        let (parts, _) = bytes.as_chunks::<8>();
+        let mut words = Words::default();
+        for (word, part) in words.iter_mut().zip(parts) {
+            *word = u64::from_le_bytes(*part);
+        }
+        Self::from_words(&words)
+    }
+
+    /// The header as words: for memory that is written a word at a time.
+    #[inline]
+    pub fn words(&self) -> Words {
+        let kinds = u32::from(self.slot) | (self.kind as u32) << 16 | (self.status as u32) << 24;
+        [
+            pair(self.generation, kinds),
+            self.epoch,
+            self.invocation,
+            pair(self.function, self.code),
+            pair(self.payload_len, self.block),
+            pair(self.reply_block, self.reply_capacity),
+            self.time_ns,
+            0,
+        ]
+    }
+
+    /// Reads a snapshot of a header's words.
+    #[inline]
+    pub fn from_words(words: &Words) -> Result<Self, BadHeader> {
+        let [first, epoch, invocation, function, payload, reply, time_ns, reserved] = *words;
+        let (generation, kinds) = halves(first);
         if generation == 0 {
             return Err(BadHeader::Generation);
         }
-        if u64_at(bytes, 56) != 0 {
+        if reserved != 0 {
             return Err(BadHeader::Reserved);
         }
+        let (function, code) = halves(function);
+        let (payload_len, block) = halves(payload);
+        let (reply_block, reply_capacity) = halves(reply);
         Ok(Self {
             generation,
-            slot: u16::from_le_bytes([bytes[4], bytes[5]]),
-            kind: Kind::decode(bytes[6])?,
-            status: Status::decode(bytes[7])?,
-            epoch: u64_at(bytes, 8),
-            invocation: u64_at(bytes, 16),
-            function: u32_at(bytes, 24),
-            code: u32_at(bytes, 28),
-            payload_len: u32_at(bytes, 32),
-            block: u32_at(bytes, 36),
-            reply_block: u32_at(bytes, 40),
-            reply_capacity: u32_at(bytes, 44),
-            time_ns: u64_at(bytes, 48),
+            slot: kinds as u16,
+            kind: Kind::decode((kinds >> 16) as u8)?,
+            status: Status::decode((kinds >> 24) as u8)?,
+            epoch,
+            invocation,
+            function,
+            code,
+            payload_len,
+            block,
+            reply_block,
+            reply_capacity,
+            time_ns,
         })
     }
+}
+
+#[inline]
+fn pair(low: u32, high: u32) -> u64 {
+    u64::from(low) | u64::from(high) << 32
+}
+
+#[inline]
+fn halves(word: u64) -> (u32, u32) {
+    (word as u32, (word >> 32) as u32)
 }
 
 impl Kind {
@@ -175,16 +210,6 @@ impl Status {
             other => return Err(BadHeader::Status(other)),
         })
     }
-}
-
-#[inline]
-fn u32_at(bytes: &[u8; HEADER_LEN], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-#[inline]
-fn u64_at(bytes: &[u8; HEADER_LEN], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
 /// The 32 bits that arrive with an RDMA write: which block was written, and the low bits of its slot's generation.

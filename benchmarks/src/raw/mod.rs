@@ -164,7 +164,7 @@ fn pipelined(
         sample,
         end,
         |end, number| end.send(&number.to_le_bytes()),
-        |end, (), number| {
+        |end, number| {
             let mut reply = [0; PIPELINED_BYTES];
             end.receive(&mut reply)?;
             check(&reply, number)

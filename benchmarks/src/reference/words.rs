@@ -24,16 +24,15 @@ const PARKS: u64 = 5_000;
 
 /// A message: its first word says whose turn it is, the payload's words follow.
 struct Mailbox {
-    lines: Box<[Line]>,
+    memory: Box<[AtomicU64]>,
+    /// The first word: at the start of two cache lines, which processors fetch together.
+    first: usize,
+    /// Words of payload.
     words: usize,
 }
 
-const LINE_WORDS: usize = 8;
-
-/// A cache line, away from its neighbours: processors fetch them in pairs.
-#[derive(Default)]
-#[repr(align(128))]
-struct Line([AtomicU64; LINE_WORDS]);
+const PAIR_BYTES: usize = 128;
+const PAIR_WORDS: usize = PAIR_BYTES / size_of::<u64>();
 
 /// Both ends spin.
 pub(super) fn spinning(payload: usize, cpus: Cpus) -> Result<Reference> {
@@ -76,20 +75,22 @@ fn measure(payload: usize, cpus: Cpus, trips: u64, parks: bool) -> Result<u64> {
 impl Mailbox {
     fn new(payload: usize) -> Self {
         let words = payload.div_ceil(size_of::<u64>());
-        let lines = (1 + words).div_ceil(LINE_WORDS);
-        Self { lines: (0..lines).map(|_| Line::default()).collect(), words }
+        let room = (1 + words).next_multiple_of(PAIR_WORDS) + PAIR_WORDS;
+        let memory: Box<[_]> = (0..room).map(|_| AtomicU64::new(0)).collect();
+        let first = memory.as_ptr().align_offset(PAIR_BYTES);
+        Self { memory, first, words }
     }
 
     fn turn(&self) -> &AtomicU64 {
-        &self.lines[0].0[0]
+        &self.memory[self.first]
     }
 
-    fn payload(&self) -> impl Iterator<Item = &AtomicU64> {
-        self.lines.iter().flat_map(|line| &line.0).skip(1).take(self.words)
+    fn payload(&self) -> &[AtomicU64] {
+        &self.memory[self.first + 1..][..self.words]
     }
 
     fn give(&self, turn: u64, value: u64, wake: Option<&Thread>) {
-        self.payload().for_each(|word| word.store(value, Ordering::Relaxed));
+        self.payload().iter().for_each(|word| word.store(value, Ordering::Relaxed));
         self.turn().store(turn, Ordering::Release);
         if let Some(thread) = wake {
             thread.unpark();
@@ -103,6 +104,6 @@ impl Mailbox {
                 thread::park();
             }
         }
-        self.payload().fold(u64::MAX, |all, word| all & word.load(Ordering::Relaxed))
+        self.payload().iter().fold(u64::MAX, |all, word| all & word.load(Ordering::Relaxed))
     }
 }

@@ -37,8 +37,17 @@ pub(super) struct Done {
     len: usize,
     /// The reply's length that the function wanted.
     wanted: usize,
-    /// Ticks inside the function; `None` if it was not entered.
-    pub(super) ran: Option<u64>,
+    /// When the function ran; `None` if it was not entered.
+    pub(super) ran: Option<Ran>,
+}
+
+/// A function's time, in ticks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ran {
+    /// How long it ran.
+    pub(super) ticks: u64,
+    /// When it came back.
+    pub(super) until: u64,
 }
 
 /// What a function returned.
@@ -77,14 +86,15 @@ impl Runner {
         let Some(function) = self.shared.functions.get(header.function) else {
             return Done::not_run(Status::UnknownFunction);
         };
-        let (input, output) = link.exchange(arrival, reply);
+        let (input, output) = link.exchange(arrival.payload(), reply);
         let capacity = reply.capacity as usize;
         output[capacity..].fill(GUARD_BYTE);
         slot.set(header.invocation, Phase::Started);
         fault::enter(place, header.invocation);
         let begun = clock::ticks();
         let returned = self.enter(function, header, slot, input, output, capacity);
-        let ran = clock::ticks().wrapping_sub(begun);
+        let until = clock::ticks();
+        let ran = Ran { ticks: until.wrapping_sub(begun), until };
         fault::leave();
         if output[capacity..] != [GUARD_BYTE; GUARD_LEN] {
             // Not finished: the lane answers, then ends this process.
@@ -163,7 +173,7 @@ impl Runner {
         }
     }
 
-    fn done(&self, returned: &Returned, output: &mut [u8], ran: u64) -> Done {
+    fn done(&self, returned: &Returned, output: &mut [u8], ran: Ran) -> Done {
         let (status, len) = match returned {
             Returned { code: 0, len } if *len <= output.len() => (Status::Ok, *len),
             Returned { code: 0, .. } => (Status::ReplyTooLarge, 0),
@@ -196,7 +206,7 @@ impl Done {
             block: request.reply_block,
             reply_block: 0,
             reply_capacity: u32::try_from(self.wanted).unwrap_or(u32::MAX),
-            time_ns: self.ran.map_or(0, |ticks| clock.ns(ticks)),
+            time_ns: self.ran.map_or(0, |ran| clock.ns(ran.ticks)),
             ..*request
         }
     }

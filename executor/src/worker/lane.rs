@@ -91,14 +91,20 @@ impl Lane {
     /// Serves one call of one link, if there is one.
     fn serve_link(&mut self, index: usize) -> Result<bool, LinkError> {
         let served = &mut self.links[index];
-        let Some(arrival) = served.link.poll()? else { return Ok(false) };
+        // By reference: it is too large to be moved for nothing.
+        let polled = served.link.poll();
+        let arrival = match &polled {
+            Ok(Some(arrival)) => arrival,
+            Ok(None) => return Ok(false),
+            Err(_) => return polled.map(|_| false),
+        };
         let header = &arrival.header;
         let place = Place { session: served.session, lane: self.number, slot: header.slot };
         let (Some(slot), Some(reply)) = (self.shared.board.slot(place), arrival.reply) else {
             let (slot, block, len) = (header.slot, header.block, header.payload_len);
             return Err(LinkError::Range { slot, block, len });
         };
-        let done = self.runner.run(&mut *served.link, &arrival, reply, place, slot);
+        let done = self.runner.run(&mut *served.link, arrival, reply, place, slot);
         let posted = served.link.post(reply, &done.response(header, self.shared.clock));
         // While the reply is on its way.
         if let Some(ran) = done.ran {

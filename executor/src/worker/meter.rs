@@ -4,6 +4,7 @@
 
 use gleaner_fabric::clock::{self, Clock};
 
+use super::call::Ran;
 use crate::board::{Board, Usage};
 
 pub(super) struct Meter {
@@ -26,14 +27,13 @@ impl Meter {
         Self { board, lane, clock, calls, executing, polling, since: now, active: 0 }
     }
 
-    /// A function ran for so many ticks, until now.
-    pub(super) fn call(&mut self, ran: u64) {
-        let now = clock::ticks();
-        let looked = now.wrapping_sub(self.since).saturating_sub(ran);
+    /// A function ran.
+    pub(super) fn call(&mut self, Ran { ticks, until }: Ran) {
+        let looked = until.wrapping_sub(self.since).saturating_sub(ticks);
         self.calls += 1;
-        self.executing = self.executing.wrapping_add(ran);
+        self.executing = self.executing.wrapping_add(ticks);
         self.polling = self.polling.wrapping_add(looked);
-        (self.since, self.active) = (now, now);
+        (self.since, self.active) = (until, until);
         self.publish();
     }
 

@@ -270,7 +270,7 @@ impl Client {
         let until = Instant::now() + PATIENCE;
         loop {
             if let Some(arrival) = self.link.poll()? {
-                let data = self.link.incoming(&arrival).to_vec();
+                let data = self.link.incoming(arrival.payload()).to_vec();
                 return Ok(Reply { header: arrival.header, data });
             }
             self.link.wait(PATIENCE)?;

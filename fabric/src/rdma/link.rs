@@ -39,7 +39,7 @@ use super::{
 };
 use crate::{
     check::{self, Side},
-    link::{Arrival, Block, Geometry, Link, LinkError},
+    link::{Arrival, Block, Geometry, Link, LinkError, Payload},
     region::Region,
     tune::{
         COMPLETIONS_BATCH, DRAIN_ROUNDS, INLINE_WANTED, LIVENESS_POLLS, PARTING, POSTS_BATCH,
@@ -469,15 +469,12 @@ impl Link for RdmaLink {
         self.look().map(|()| None)
     }
 
-    fn incoming(&self, arrival: &Arrival) -> &[u8] {
-        let start = arrival.block.payload_offset() as usize;
-        &self.parts.incoming.bytes()[start..start + arrival.header.payload_len as usize]
+    fn incoming(&self, payload: Payload) -> &[u8] {
+        &self.parts.incoming.bytes()[payload.range()]
     }
 
-    fn exchange(&mut self, arrival: &Arrival, reply: Block) -> (&mut [u8], &mut [u8]) {
-        let start = arrival.block.payload_offset() as usize;
-        let end = start + arrival.header.payload_len as usize;
-        let input = &mut self.parts.incoming.bytes_mut()[start..end];
+    fn exchange(&mut self, payload: Payload, reply: Block) -> (&mut [u8], &mut [u8]) {
+        let input = &mut self.parts.incoming.bytes_mut()[payload.range()];
         debug_assert!(reply.capacity as usize + GUARD_LEN <= self.parts.outgoing.len());
         (input, reply.payload_and_guard(self.parts.outgoing.bytes_mut()))
     }

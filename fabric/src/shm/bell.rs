@@ -45,7 +45,7 @@ impl Word for AtomicU32 {
     }
 
     fn fence() {
-        std::sync::atomic::fence(Ordering::SeqCst);
+        super::barrier::full();
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Set-up is the caller's: it hands over the mapped [`Segment`] and one end of a connected stream socket. A message is its
 //! payload, in place in the region, and its header in the next line of the direction's ring, whose last word says that it is
-//! there. Each end keeps its own counters and believes none of the peer's. Who polls looks at one line and calls nothing; who
+//! there; a payload of a few bytes travels in that line too. Each end keeps its own counters and believes none of the peer's. Who polls looks at one line and calls nothing; who
 //! sleeps says so in its bell, and is woken by the futex there or by a byte in the socket. The socket's end is the peer's.
 //!
 //! ```text
@@ -11,7 +11,9 @@
 //! ```
 #![deny(unsafe_code)]
 
+mod barrier;
 mod bell;
+mod carried;
 mod futex;
 mod layout;
 mod line;
@@ -26,15 +28,17 @@ use std::{
 };
 
 use bell::Sleep;
+use carried::Carried;
 use gleaner_proto::header::{BLOCK_ALIGN, Header};
 pub use layout::{Direction, Half, Layout};
+use line::{Snapshot, carried_words, may_carry};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 pub use segment::{Segment, SegmentError};
 
 use crate::{
     check::{self, Side},
-    link::{Arrival, Block, Geometry, Link, LinkError},
-    tune::{DRAIN_ROUNDS, FUTEX_SLICE, LIVENESS_POLLS},
+    link::{Arrival, Block, Geometry, Link, LinkError, Payload},
+    tune::{DRAIN_ROUNDS, FUTEX_SLICE, LINES_AHEAD, LIVENESS_POLLS},
 };
 
 /// One end of a link over shared memory.
@@ -50,10 +54,21 @@ pub struct ShmLink {
     confirmed: u32,
     /// The number of the last message polled.
     polled: u32,
+    /// Payloads that came in their lines.
+    carried: Carried,
+    /// Blocks from one slot to the next.
+    slot_blocks: u32,
     /// Where the payload of the last message lay, if it was small: with one call at a time the next one's lies there too.
     expected: Option<usize>,
     /// Empty polls since the socket was looked at.
     idle_polls: u32,
+    /// A poll was empty since the last message.
+    waited: bool,
+    /// The last message was here before it was looked for: there are several at a time.
+    pipelined: bool,
+    /// Several posts follow, and one look at the peer's bell is enough for all; one is due.
+    holds: bool,
+    unrung: bool,
     /// Our bell may say that we sleep.
     asked: bool,
     /// The peer is gone: what it posted before still counts.
@@ -67,7 +82,10 @@ impl ShmLink {
         if side == Side::Worker {
             segment.begin();
         }
+        let geometry = segment.geometry();
         Self {
+            carried: Carried::new(geometry),
+            slot_blocks: geometry.slot_bytes / BLOCK_ALIGN as u32,
             segment,
             socket,
             side,
@@ -78,6 +96,10 @@ impl ShmLink {
             polled: 0,
             expected: None,
             idle_polls: 0,
+            waited: true,
+            pipelined: false,
+            holds: false,
+            unrung: false,
             asked: false,
             closed: false,
         }
@@ -92,15 +114,21 @@ impl ShmLink {
     /// Takes the message with this number, which is here. Apart from `poll`, so that an empty poll is a few instructions.
     #[inline(never)]
     fn take(&mut self, sequence: u32) -> Result<Option<Arrival>, LinkError> {
-        let snapshot = self.segment.line(self.inbound, sequence).snapshot();
+        let line = self.segment.line(self.inbound, sequence);
+        let Snapshot { header, carried } = line.snapshot(self.slot_blocks);
         self.polled = sequence;
         self.segment.taken(self.inbound).store(sequence, Ordering::Release);
         if self.asked {
             self.withdraw();
         }
-        self.segment.prefetch_payload_of(self.inbound, sequence.wrapping_add(1));
-        let arrival = check::arrival(self.segment.geometry(), self.side, &snapshot)?;
-        let small = arrival.block.capacity as usize <= BLOCK_ALIGN;
+        self.pipelined = !std::mem::take(&mut self.waited);
+        if self.pipelined {
+            self.segment.prefetch_payload_of(self.inbound, sequence.wrapping_add(1));
+        }
+        let header = Header::from_words(&header)?;
+        let arrival = check::checked(self.segment.geometry(), self.side, header)?;
+        let small = carried.is_none() && arrival.block.capacity as usize <= BLOCK_ALIGN;
+        self.carried.keep(arrival.payload(), carried)?;
         self.expected = small.then_some(arrival.block.payload_offset() as usize);
         Ok(Some(arrival))
     }
@@ -153,6 +181,7 @@ impl ShmLink {
 
     /// Wakes the peer, if it sleeps.
     fn ring(&mut self) -> Result<(), LinkError> {
+        self.unrung = false;
         let sleeping = self.segment.sleeping(self.outbound);
         match bell::ring(sleeping) {
             None => Ok(()),
@@ -210,15 +239,38 @@ impl Link for ShmLink {
             self.confirm()?;
         }
         self.posted = self.posted.wrapping_add(1);
-        self.segment.line(self.outbound, self.posted).publish(self.posted, &header.encode());
-        self.ring()
+        let carried = may_carry(header, self.slot_blocks).then(|| {
+            let payload = self.segment.room(self.outbound, block);
+            carried_words(&payload[..header.payload_len as usize])
+        });
+        let line = self.segment.line(self.outbound, self.posted);
+        line.publish(self.posted, header, carried);
+        // With one message at a time the peer already looks at the next line, and would lose it for nothing.
+        if self.pipelined {
+            self.segment.own_line(self.outbound, self.posted.wrapping_add(LINES_AHEAD));
+        }
+        self.unrung = true;
+        if self.holds { Ok(()) } else { self.ring() }
+    }
+
+    fn hold(&mut self) {
+        self.holds = true;
+    }
+
+    fn release(&mut self) -> Result<(), LinkError> {
+        self.holds = false;
+        if self.unrung { self.ring() } else { Ok(()) }
     }
 
     fn poll(&mut self) -> Result<Option<Arrival>, LinkError> {
+        if self.unrung {
+            self.ring()?;
+        }
         let next = self.polled.wrapping_add(1);
         if self.segment.line(self.inbound, next).holds(next) {
             return self.take(next);
         }
+        self.waited = true;
         // The payload is written before the line: so it is on its way while we still wait for the line.
         if let Some(at) = self.expected {
             self.segment.prefetch(self.inbound, at);
@@ -230,16 +282,19 @@ impl Link for ShmLink {
         self.ask_if_closed()
     }
 
-    fn incoming(&self, arrival: &Arrival) -> &[u8] {
-        self.segment.payload(self.inbound, arrival)
+    fn incoming(&self, payload: Payload) -> &[u8] {
+        self.carried.get(payload).unwrap_or_else(|| self.segment.payload(self.inbound, payload))
     }
 
     fn intact(&self) -> bool {
         self.segment.is_whole()
     }
 
-    fn exchange(&mut self, arrival: &Arrival, reply: Block) -> (&mut [u8], &mut [u8]) {
-        self.segment.exchange(self.inbound, arrival, reply)
+    fn exchange(&mut self, payload: Payload, reply: Block) -> (&mut [u8], &mut [u8]) {
+        match self.carried.get_mut(payload) {
+            Some(input) => (input, self.segment.room(self.outbound, reply)),
+            None => self.segment.exchange(self.inbound, payload, reply),
+        }
     }
 
     fn unsent(&self) -> bool {
@@ -247,6 +302,9 @@ impl Link for ShmLink {
     }
 
     fn wait(&mut self, timeout: Duration) -> Result<(), LinkError> {
+        if self.unrung {
+            self.ring()?;
+        }
         let end = Instant::now().checked_add(timeout);
         while !self.ready() && !self.ask(Sleep::Futex) {
             // After asking: a peer that leaves from here on rings.
@@ -272,6 +330,9 @@ impl Link for ShmLink {
     }
 
     fn arm(&mut self) -> Result<bool, LinkError> {
+        if self.unrung {
+            self.ring()?;
+        }
         // Before asking: the byte of a message that comes after it must stay.
         self.look_at_socket()?;
         Ok(self.closed || self.ask(Sleep::Socket))

@@ -36,7 +36,7 @@ use super::{
     line::Line,
 };
 use crate::{
-    link::{Arrival, BadGeometry, Block, Geometry},
+    link::{BadGeometry, Block, Geometry, Payload},
     region::Mapping,
     tune::HUGE_PAGE_BYTES,
 };
@@ -224,9 +224,9 @@ impl Segment {
     }
 
     /// An arrival's payload.
-    pub(super) fn payload(&self, direction: Direction, arrival: &Arrival) -> &[u8] {
+    pub(super) fn payload(&self, direction: Direction, payload: Payload) -> &[u8] {
         // SAFETY: inside the region, and ours to read until the slot is used again.
-        unsafe { &*self.payload_at(direction, arrival) }
+        unsafe { &*self.payload_at(direction, payload) }
     }
 
     /// Begins to bring the payload of this message into the cache, if it is here already. What its header says is a hint, and
@@ -234,10 +234,27 @@ impl Segment {
     #[inline]
     pub(super) fn prefetch_payload_of(&self, direction: Direction, sequence: u32) {
         let line = self.line(direction, sequence);
-        let at = line.block() as usize * BLOCK_ALIGN + HEADER_LEN;
-        if line.holds(sequence) && at < self.layout.region_bytes {
-            self.prefetch(direction, at);
+        if let Some(block) = line.block()
+            && line.holds(sequence)
+        {
+            let at = block as usize * BLOCK_ALIGN + HEADER_LEN;
+            if at < self.layout.region_bytes {
+                self.prefetch(direction, at);
+            }
         }
+    }
+
+    /// Begins to make the ring's line for this message our core's own, to be written without waiting for it.
+    #[inline]
+    pub(super) fn own_line(&self, direction: Direction, sequence: u32) {
+        let line = std::ptr::from_ref(self.line(direction, sequence));
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a hint, which faults nowhere, changes nothing, and is a no-operation where the processor does not know it.
+        unsafe {
+            core::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags));
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = line;
     }
 
     /// Begins to bring the line at this place of a region into the cache.
@@ -266,18 +283,17 @@ impl Segment {
     pub(super) fn exchange(
         &mut self,
         inbound: Direction,
-        arrival: &Arrival,
+        payload: Payload,
         reply: Block,
     ) -> (&mut [u8], &mut [u8]) {
         // SAFETY: as above; the two lie in two regions, which do not overlap.
         unsafe {
-            (&mut *self.payload_at(inbound, arrival), &mut *self.room_at(inbound.opposite(), reply))
+            (&mut *self.payload_at(inbound, payload), &mut *self.room_at(inbound.opposite(), reply))
         }
     }
 
-    fn payload_at(&self, direction: Direction, arrival: &Arrival) -> *mut [u8] {
-        let len = arrival.header.payload_len as usize;
-        self.bytes(direction, arrival.block.payload_offset() as usize, len)
+    fn payload_at(&self, direction: Direction, payload: Payload) -> *mut [u8] {
+        self.bytes(direction, payload.offset as usize, payload.len as usize)
     }
 
     fn room_at(&self, direction: Direction, block: Block) -> *mut [u8] {

@@ -171,7 +171,7 @@ fn calls(calls: u64, at_client: fn(&mut ShmLink), at_worker: fn(&mut ShmLink)) {
     let echo = thread::spawn(move || {
         for number in 0..calls {
             let arrival = next(&mut worker, at_worker);
-            assert_eq!(worker.incoming(&arrival), number.to_le_bytes());
+            assert_eq!(worker.incoming(arrival.payload()), number.to_le_bytes());
             post_when_free(&mut worker, Kind::Response, number);
         }
         worker
@@ -179,7 +179,7 @@ fn calls(calls: u64, at_client: fn(&mut ShmLink), at_worker: fn(&mut ShmLink)) {
     for number in 0..calls {
         post_when_free(&mut client, Kind::Request, number);
         let arrival = next(&mut client, at_client);
-        assert_eq!(client.incoming(&arrival), number.to_le_bytes());
+        assert_eq!(client.incoming(arrival.payload()), number.to_le_bytes());
     }
     echo.join().unwrap();
 }
@@ -295,6 +295,34 @@ fn a_count_that_was_never_posted_gives_no_room() {
     }
 }
 
+/// A line whose kind says that it carries so many bytes.
+fn carrying(len: u8, sequence: u32) -> [u8; HEADER_LEN] {
+    let mut line = header(Kind::Request, 1).encode();
+    line[6] |= 0x80 | len << 2;
+    line[56..60].copy_from_slice(&sequence.to_le_bytes());
+    line
+}
+
+#[test]
+fn a_line_that_says_it_carries_more_than_fits_is_refused() {
+    let (peer, mut link) = Hostile::against(Side::Worker, SMALL);
+    peer.write(peer.layout.line(Direction::Requests, 1), &carrying(16, 1));
+    let arrival = link.poll().unwrap().unwrap();
+    assert_eq!(link.incoming(arrival.payload()).len(), 16);
+    peer.write(peer.layout.line(Direction::Requests, 2), &carrying(17, 2));
+    assert!(matches!(link.poll(), Err(LinkError::Range { len: 17, .. })));
+}
+
+#[test]
+fn a_small_payload_touches_no_line_but_its_own() {
+    let (mut client, mut worker) = ends(SMALL);
+    post_when_free(&mut client, Kind::Request, 7);
+    // What lies in the region is the sender's alone: the line has carried it.
+    client.outgoing(SMALL.slot(3))[..8].fill(0xEE);
+    let arrival = next(&mut worker, spin);
+    assert_eq!(worker.incoming(arrival.payload()), 7u64.to_le_bytes());
+}
+
 #[test]
 fn a_word_that_is_no_way_to_sleep_and_a_full_socket_do_no_harm() {
     let (peer, mut link) = Hostile::against(Side::Client, SMALL);
@@ -334,9 +362,9 @@ proptest! {
             peer.write(peer.layout.line(inbound, sequence), &numbered(bytes, sequence));
             for _ in 0..4 {
                 if let Ok(Some(arrival)) = link.poll() {
-                    prop_assert_eq!(link.incoming(&arrival).len(), arrival.header.payload_len as usize);
+                    prop_assert_eq!(link.incoming(arrival.payload()).len(), arrival.header.payload_len as usize);
                     if let Some(reply) = arrival.reply {
-                        let (_, output) = link.exchange(&arrival, reply);
+                        let (_, output) = link.exchange(arrival.payload(), reply);
                         prop_assert_eq!(output.len(), reply.capacity as usize + GUARD_LEN);
                     }
                 }
