@@ -4,6 +4,7 @@
 //! does. Both touch every byte: the payload is copied into the transport and out of it on either side.
 
 pub mod copy;
+pub mod crowd;
 mod futex;
 mod shm;
 mod tcp_blocking;
