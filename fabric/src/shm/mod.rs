@@ -12,7 +12,6 @@
 #![deny(unsafe_code)]
 
 mod bell;
-mod futex;
 mod layout;
 mod line;
 mod segment;
@@ -21,7 +20,7 @@ mod tests;
 
 use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    sync::atomic::Ordering,
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -33,6 +32,7 @@ pub use segment::{Segment, SegmentError};
 
 use crate::{
     check::{self, Side},
+    futex::{self, Words},
     link::{Arrival, Block, Geometry, Link, LinkError},
     tune::{DRAIN_ROUNDS, FUTEX_SLICE, LIVENESS_POLLS},
 };
@@ -256,12 +256,11 @@ impl Link for ShmLink {
                 break;
             }
             // In slices: a peer that is killed does not ring, and a hostile one may have moved our sleep elsewhere.
-            futex::wait(
-                self.segment.sleeping(self.inbound),
-                Sleep::Futex as u32,
-                left.min(FUTEX_SLICE),
-            )
-            .map_err(|source| LinkError::Io { step: "sleep on the futex", source })?;
+            let mut sleep = Words::new();
+            sleep.push((self.segment.sleeping(self.inbound), Sleep::Futex as u32));
+            sleep
+                .wait(left.min(FUTEX_SLICE))
+                .map_err(|source| LinkError::Io { step: "sleep on the futex", source })?;
         }
         self.withdraw();
         Ok(())
@@ -275,6 +274,15 @@ impl Link for ShmLink {
         // Before asking: the byte of a message that comes after it must stay.
         self.look_at_socket()?;
         Ok(self.closed || self.ask(Sleep::Socket))
+    }
+
+    fn wait_word(&self) -> Option<(&AtomicU32, u32)> {
+        Some((self.segment.sleeping(self.inbound), Sleep::Futex as u32))
+    }
+
+    fn arm_word(&mut self) -> Result<bool, LinkError> {
+        // A look first: while messages wait, the peer's line of our bell is left alone.
+        Ok(self.closed || self.ready() || self.ask(Sleep::Futex))
     }
 }
 
