@@ -34,6 +34,7 @@ use crate::{
     session::Session,
     spin::Spin,
     tune::OVERRUN_GRACE,
+    waiting::Wakers,
 };
 
 /// A call's place in its pool; stale once the call was taken.
@@ -59,6 +60,7 @@ pub(crate) struct Calls {
     pub(crate) stats: PoolStats,
     pub(crate) relocation: Relocation,
     pub(crate) spin: Spin,
+    pub(crate) wakers: Wakers,
     /// Who is told of which calls' ends.
     pub(crate) ended: Ended,
     /// No call's time is over before this; `None`: none has a bound.
@@ -134,6 +136,7 @@ impl Calls {
             stats: PoolStats::default(),
             relocation: Relocation::new(),
             spin: Spin::new(hot),
+            wakers: Wakers::default(),
             ended: Ended::default(),
             due: None,
             last_number: 0,
@@ -183,6 +186,7 @@ impl Calls {
                 _ => None,
             };
             let answered = match place {
+                Some(place) if self.is_emptied(place) => false,
                 Some(place) => self.watch(place),
                 None => self.pump(),
             };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use gleaner_fabric::clock::{self, Calibration};
 
-use crate::tune::{LOOKS_PER_CLOCK, SERVICE_PERIOD};
+use crate::tune::{DOZES_MAX, LOOKS_PER_CLOCK, SERVICE_PERIOD};
 
 /// The state of one pool's waiting.
 pub(crate) struct Spin {
@@ -17,6 +17,8 @@ pub(crate) struct Spin {
     serviced: u64,
     /// Since the clock was last read.
     looks: u32,
+    /// Short sleeps since the last answer that nothing ended.
+    dozes: u32,
 }
 
 /// What a caller does that has found nothing.
@@ -34,7 +36,8 @@ impl Spin {
     /// Spins for `hot` after the last answer.
     pub(crate) fn new(hot: Duration) -> Self {
         let calibration = Some(Calibration::begin());
-        Self { calibration, hot, bounds: (0, 0), idle_since: None, serviced: 0, looks: 0 }
+        let bounds = (0, 0);
+        Self { calibration, hot, bounds, idle_since: None, serviced: 0, looks: 0, dozes: 0 }
     }
 
     /// Spins for another time from now on.
@@ -45,6 +48,22 @@ impl Spin {
     /// An answer has come.
     pub(crate) fn answered(&mut self) {
         self.idle_since = None;
+        self.dozes = 0;
+    }
+
+    /// Whether a caller that finds nothing sleeps without having spun.
+    pub(crate) fn is_warm(&self) -> bool {
+        self.hot.is_zero()
+    }
+
+    /// Whether the next sleep is a short one: an answer is likely to come soon.
+    pub(crate) fn dozes(&self) -> bool {
+        self.dozes < DOZES_MAX
+    }
+
+    /// A short sleep was in vain.
+    pub(crate) fn dozed(&mut self) {
+        self.dozes += 1;
     }
 
     /// How often to look before [`next`](Self::next): once, or as often as the clock is not read anyway.
@@ -77,6 +96,12 @@ impl Spin {
     /// Whether to see to everything else: true about once a millisecond.
     pub(crate) fn due(&mut self) -> bool {
         self.clock().is_some_and(|now| now.saturating_sub(self.serviced) >= self.bounds.1)
+    }
+
+    /// The same where a look at the clock costs little beside what was done.
+    pub(crate) fn overdue(&mut self) -> bool {
+        self.looks = LOOKS_PER_CLOCK;
+        self.due()
     }
 
     /// It was seen to now.

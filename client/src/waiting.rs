@@ -1,19 +1,27 @@
 //! How a caller waits, and what it sees to meanwhile: control streams, deadlines, renewals, queued calls, new leases.
+//!
+//! A sleep begins on the lanes' own words, where all have one, in slices of a millisecond: being woken there costs least, and the
+//! control streams are looked at between. One that lasts goes on in poll(2) over lanes and control streams.
 
-use std::{
-    os::fd::BorrowedFd,
-    time::{Duration, Instant},
+use std::time::{Duration, Instant};
+
+use gleaner_fabric::{
+    Link, LinkError,
+    futex::{WORDS_MAX, Words},
 };
-
 use gleaner_proto::v1::from_agent::Message;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 use crate::{
     calls::{Calls, Place},
+    lane::Lane,
     request::{KeepAlive, Waiting},
     spin::Next,
-    tune::{SLEEP_MAX, VERDICT_BOUND},
+    tune::{DOZE, SLEEP_MAX, VERDICT_BOUND},
 };
+
+/// Room for what one sleep looks at: empty between two.
+pub(crate) type Wakers = Vec<PollFd<'static>>;
 
 impl Calls {
     /// Nothing was there: spins or sleeps a little, for one place or for all of them, and sees to the rest when due.
@@ -23,14 +31,14 @@ impl Calls {
             Next::Service if self.live() > 0 => return self.service(Instant::now()),
             Next::Service | Next::Sleep => {}
         }
-        if self.queue.is_empty() {
-            self.sleep(place, due);
-            self.service(Instant::now());
-            return;
-        }
-        self.service(Instant::now());
         if !self.queue.is_empty() {
-            self.sleep(place, due);
+            self.service(Instant::now());
+            if self.queue.is_empty() {
+                return;
+            }
+        }
+        if self.sleep(place, due) || self.spin.overdue() {
+            self.service(Instant::now());
         }
     }
 
@@ -109,51 +117,117 @@ impl Calls {
         }
     }
 
-    /// Sleeps until a lane or a control stream has something, a deadline is over, or a short while.
-    fn sleep(&mut self, place: Option<Place>, due: Option<Instant>) {
-        if self.arm(place) {
-            return;
+    /// Sleeps until a lane or a control stream has something, a deadline is over, or a short while. False if only lanes have.
+    fn sleep(&mut self, place: Option<Place>, due: Option<Instant>) -> bool {
+        match self.may_doze(place) {
+            true => self.doze(place, due),
+            false => self.sleep_long(place, due),
         }
-        let mut wakers = Vec::new();
-        for (index, open) in self.sessions.iter().enumerate() {
-            let Some(open) = open else { continue };
-            wakers.push(PollFd::new(open.control.fd(), PollFlags::POLLIN));
-            let focused = place.is_none_or(|place| place.session == index);
-            if focused && open.closing.is_none() {
-                wakers.extend(open.lanes.iter().filter_map(|lane| {
-                    let flags = match lane.link_ref().unsent() {
-                        true => PollFlags::POLLIN | PollFlags::POLLOUT,
-                        false => PollFlags::POLLIN,
-                    };
-                    let fd: BorrowedFd<'_> = lane.link_ref().wait_fd()?;
-                    Some(PollFd::new(fd, flags))
-                }));
-            }
-        }
-        let left = due.map_or(SLEEP_MAX, |due| due.saturating_duration_since(Instant::now()));
-        let waits =
-            self.queue.is_empty() && self.sessions.iter().flatten().all(|s| s.closing.is_none());
-        let most = if waits { SLEEP_MAX } else { Duration::from_millis(5) };
-        let millis = left.min(most).as_millis() as u16 + 1;
-        // A signal or an error ends the sleep early; the caller looks at everything again either way.
-        let _ = nix::poll::poll(&mut wakers, PollTimeout::from(millis));
     }
 
-    /// Asks lanes for wake-ups; true if one has something already.
+    /// Whether answers alone are waited for, are likely to come soon, and come by words.
+    fn may_doze(&self, place: Option<Place>) -> bool {
+        let words = || self.lanes_at(place).map(|lane| lane.link_ref().wait_word());
+        self.spin.dozes() && self.is_settled() && {
+            words().all(|word| word.is_some()) && (1..=WORDS_MAX).contains(&words().count())
+        }
+    }
+
+    fn doze(&mut self, place: Option<Place>, due: Option<Instant>) -> bool {
+        if self.arm_by(place, |link| link.arm_word()) {
+            return false;
+        }
+        let mut words = Words::new();
+        for word in self.lanes_at(place).filter_map(|lane| lane.link_ref().wait_word()) {
+            words.push(word);
+        }
+        // A kernel that refuses several is too old: poll(2) is there for it.
+        let woken = words.wait(at_most(DOZE, due)).unwrap_or(false);
+        if !woken {
+            self.spin.dozed();
+        }
+        !woken
+    }
+
+    fn sleep_long(&mut self, place: Option<Place>, due: Option<Instant>) -> bool {
+        if self.arm(place) {
+            return false;
+        }
+        let mut wakers = emptied(std::mem::take(&mut self.wakers));
+        let open = self.sessions.iter().flatten();
+        wakers.extend(open.map(|open| PollFd::new(open.control.fd(), PollFlags::POLLIN)));
+        let controls = wakers.len();
+        wakers.extend(self.lanes_at(place).filter_map(|lane| {
+            let flags = match lane.link_ref().unsent() {
+                true => PollFlags::POLLIN | PollFlags::POLLOUT,
+                false => PollFlags::POLLIN,
+            };
+            Some(PollFd::new(lane.link_ref().wait_fd()?, flags))
+        }));
+        let most = if self.is_settled() { SLEEP_MAX } else { Duration::from_millis(5) };
+        let millis = at_most(most, due).as_millis() as u16 + 1;
+        // A signal or an error ends the sleep early; the caller looks at everything again either way.
+        let woken = nix::poll::poll(&mut wakers, PollTimeout::from(millis)).unwrap_or(0);
+        let by_lanes = wakers[controls..].iter().filter(|waker| waker.any() == Some(true)).count();
+        self.wakers = emptied(wakers);
+        woken == 0 || by_lanes < woken as usize
+    }
+
+    /// No call waits for a slot, and no session for its verdicts.
+    fn is_settled(&self) -> bool {
+        self.queue.is_empty() && self.sessions.iter().flatten().all(|open| open.closing.is_none())
+    }
+
+    /// The live lanes that can have something for who waits: one lane, or all.
+    fn lanes_at(&self, place: Option<Place>) -> impl Iterator<Item = &Lane> {
+        let live = self.sessions.iter().enumerate().filter_map(|(at, open)| {
+            open.as_ref().filter(|open| open.closing.is_none()).map(|open| (at, open))
+        });
+        live.flat_map(move |(session, open)| {
+            open.lanes.iter().enumerate().filter_map(move |(lane, found)| {
+                place.is_none_or(|at| (at.session, at.lane) == (session, lane)).then_some(found)
+            })
+        })
+    }
+
+    /// Asks lanes for wake-ups by their descriptors; true if one has something already.
     pub(crate) fn arm(&mut self, place: Option<Place>) -> bool {
+        self.arm_by(place, |link| link.arm())
+    }
+
+    fn arm_by(
+        &mut self,
+        place: Option<Place>,
+        arm: impl Fn(&mut dyn Link) -> Result<bool, LinkError>,
+    ) -> bool {
         let mut ready = false;
-        for (index, open) in self.sessions.iter_mut().enumerate() {
+        for (session, open) in self.sessions.iter_mut().enumerate() {
             let Some(open) = open.as_mut().filter(|open| open.closing.is_none()) else {
                 continue;
             };
-            if place.is_some_and(|place| place.session != index) {
-                continue;
-            }
-            for lane in &mut open.lanes {
-                // An error shows at the next poll of the lane.
-                ready |= lane.link().arm().unwrap_or(true);
+            for (lane, found) in open.lanes.iter_mut().enumerate() {
+                if place.is_none_or(|at| (at.session, at.lane) == (session, lane)) {
+                    // An error shows at the next poll of the lane.
+                    ready |= arm(found.link()).unwrap_or(true);
+                }
             }
         }
         ready
     }
+
+    /// Whether a look at this place's lane would find nothing, and a sleep is what follows.
+    pub(crate) fn is_emptied(&self, place: Place) -> bool {
+        self.spin.is_warm() && self.lanes_at(Some(place)).all(|lane| lane.link_ref().emptied())
+    }
+}
+
+/// What is left until `due`, and no more than `most`.
+fn at_most(most: Duration, due: Option<Instant>) -> Duration {
+    due.map_or(most, |due| due.saturating_duration_since(Instant::now()).min(most))
+}
+
+/// The same room without what was in it: collecting a vector's own elements allocates nothing.
+fn emptied<'b>(mut wakers: Vec<PollFd<'_>>) -> Vec<PollFd<'b>> {
+    wakers.clear();
+    wakers.into_iter().map_while(|_| None).collect()
 }

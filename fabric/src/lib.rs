@@ -16,6 +16,7 @@ pub mod check;
 pub mod clock;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+pub mod futex;
 pub mod link;
 pub mod memory;
 pub mod passing;

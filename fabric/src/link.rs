@@ -1,6 +1,6 @@
 //! The trait that every backend implements, and the shapes it speaks of.
 
-use std::{os::fd::BorrowedFd, time::Duration};
+use std::{os::fd::BorrowedFd, sync::atomic::AtomicU32, time::Duration};
 
 use gleaner_proto::header::{
     BLOCK_ALIGN, BadHeader, GUARD_LEN, HEADER_LEN, Header, Immediate, Kind,
@@ -271,4 +271,21 @@ pub trait Link: Send {
 
     /// Asks for a wake-up through [`wait_fd`](Self::wait_fd). Returns true if something may have arrived already.
     fn arm(&mut self) -> Result<bool, LinkError>;
+
+    /// A word for one short sleep over several links ([`Words`](crate::futex::Words)), and what it holds while nothing arrives
+    /// once it is armed. A peer that is killed wakes nobody through it: who has slept for long takes the descriptor instead.
+    fn wait_word(&self) -> Option<(&AtomicU32, u32)> {
+        None
+    }
+
+    /// Asks for a wake-up through [`wait_word`](Self::wait_word). Returns true if something may have arrived already.
+    fn arm_word(&mut self) -> Result<bool, LinkError> {
+        self.arm()
+    }
+
+    /// Whether it is known without a look that nothing was left to [`poll`](Self::poll) and nobody asked for a wake-up since: who
+    /// does not spin may arm and sleep at once, and be woken by what came meanwhile.
+    fn emptied(&self) -> bool {
+        false
+    }
 }

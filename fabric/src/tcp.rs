@@ -45,6 +45,8 @@ pub struct TcpLink {
     partial: Option<Partial>,
     /// Messages that the socket did not take yet, oldest first; room for a window of them.
     unsent: VecDeque<Unsent>,
+    /// The last receive left nothing in the socket, and no sleep was asked for since.
+    emptied: bool,
 }
 
 #[derive(Debug)]
@@ -93,6 +95,7 @@ impl TcpLink {
             staging: Staging { bytes, start: 0, end: 0 },
             partial: None,
             unsent: VecDeque::with_capacity(usize::from(geometry.window)),
+            emptied: false,
         })
     }
 
@@ -131,11 +134,14 @@ impl TcpLink {
             Some(Partial { arrival, filled }) => {
                 let rest = &mut payload_mut(&mut self.incoming, arrival)[*filled..];
                 let received = receive_some(&self.socket, rest)?;
+                self.emptied = received < rest.len();
                 *filled += received;
                 Ok(received)
             }
             None => {
-                let received = receive_some(&self.socket, self.staging.room())?;
+                let room = self.staging.room();
+                let received = receive_some(&self.socket, room)?;
+                self.emptied = received < room.len();
                 self.staging.end += received;
                 Ok(received)
             }
@@ -247,8 +253,13 @@ impl Link for TcpLink {
     }
 
     fn arm(&mut self) -> Result<bool, LinkError> {
+        self.emptied = false;
         // poll(2) looks at the socket's state and not at its edges, so only what was received already needs a look.
         Ok(self.partial.is_none() && self.staging.filled().len() >= HEADER_LEN)
+    }
+
+    fn emptied(&self) -> bool {
+        self.emptied && self.staging.filled().len() < HEADER_LEN
     }
 }
 

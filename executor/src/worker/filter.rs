@@ -44,6 +44,7 @@ const PLAIN: &[c_long] = &[
     libc::SYS_exit,
     libc::SYS_exit_group,
     libc::SYS_futex,
+    libc::SYS_futex_waitv,
     libc::SYS_getcpu,
     libc::SYS_getrandom,
     libc::SYS_gettimeofday,

@@ -2,13 +2,19 @@
 //!
 //! ```text
 //! mail? ─▶ each link: poll ─▶ wanted? ─▶ board: started ─▶ function ─▶ board: finished ─▶ reply
-//!   ▲            nothing anywhere: spin (hot) or sleep in poll(2) (warm) ──────────────────┘
+//!   ▲            nothing anywhere: spin (hot) or sleep (warm) ─────────────────────────────┘
 //! ```
+//!
+//! A sleep begins on the links' own words, where all have one: being woken there costs least. One that lasts goes on in poll(2),
+//! which sees killed peers too and wakes up for nothing else.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
 
-use gleaner_fabric::{Link, LinkError};
+use gleaner_fabric::{
+    Link, LinkError,
+    futex::{WORDS_MAX, Words},
+};
 use gleaner_proto::header::Status;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -19,7 +25,7 @@ use super::{
     ipc::{self, FromWorker},
     mailbox::{Mail, Receiver},
     meter::Meter,
-    tune::{EAGER_LOOKS, LOOKS_PER_CLOCK},
+    tune::{DOZE, EAGER_LOOKS, LOOKS_PER_CLOCK},
 };
 use crate::board::{Place, SESSIONS_MAX};
 
@@ -34,6 +40,10 @@ struct Lane {
     hot: u64,
     /// Looks at all links since a call was found.
     empty_looks: u32,
+    /// All links and the mailbox can be slept for by their words, and the kernel knows how.
+    has_words: bool,
+    /// It has slept by words since the last call, for as long as is worth it.
+    dozed: bool,
 }
 
 struct Served {
@@ -55,6 +65,8 @@ pub(super) fn run(number: u16, mail: Receiver) {
         meter: Meter::new(&shared.board, number, shared.clock),
         hot: 0,
         empty_looks: 0,
+        has_words: false,
+        dozed: false,
     };
     lane.serve();
     lane.runner.finish();
@@ -82,7 +94,12 @@ impl Lane {
             }
             if found {
                 self.empty_looks = 0;
-            } else if !self.spins() {
+                self.dozed = false;
+                if self.looks_again() {
+                    continue;
+                }
+            }
+            if !self.spins() {
                 self.sleep();
             }
         }
@@ -119,6 +136,13 @@ impl Lane {
     /// Its links have changed.
     fn settle(&mut self) {
         self.hot = self.links.iter().map(|served| served.hot).max().unwrap_or(0);
+        let with_words = self.links.iter().filter(|served| served.link.wait_word().is_some());
+        self.has_words = with_words.count() == self.links.len() && self.links.len() < WORDS_MAX;
+    }
+
+    /// A call was found: are there others, as far as is known?
+    fn looks_again(&self) -> bool {
+        self.hot > 0 || !self.links.iter().all(|served| served.link.emptied())
     }
 
     /// Nothing was found: look again at once?
@@ -135,8 +159,10 @@ impl Lane {
 
     /// Sleeps until a link or the mailbox has something.
     fn sleep(&mut self) {
+        let dozes = self.has_words && !self.dozed;
         for served in &mut self.links {
-            match served.link.arm() {
+            let armed = if dozes { served.link.arm_word() } else { served.link.arm() };
+            match armed {
                 Ok(false) => {}
                 // The next look finds the call, or the error again.
                 Ok(true) | Err(_) => return,
@@ -146,6 +172,25 @@ impl Lane {
             return;
         }
         self.meter.pause();
+        if dozes {
+            self.doze();
+        } else {
+            self.sleep_long();
+        }
+        self.meter.resume();
+    }
+
+    fn doze(&mut self) {
+        let mut words = Words::new();
+        words.push(self.mail.wake_word());
+        for word in self.links.iter().filter_map(|served| served.link.wait_word()) {
+            words.push(word);
+        }
+        // A kernel that refuses is too old: poll(2) is there for it.
+        self.dozed = !words.wait(DOZE).unwrap_or(false);
+    }
+
+    fn sleep_long(&self) {
         let mail = self.mail.wake_fd();
         let mut sleep =
             [(); SESSIONS_MAX as usize + 1].map(|()| PollFd::new(mail, PollFlags::POLLIN));
@@ -158,7 +203,6 @@ impl Lane {
         }
         // Interrupted or refused: the next look decides, and the next sleep tries again.
         let _ = poll(&mut sleep[..count], PollTimeout::NONE);
-        self.meter.resume();
     }
 
     fn take_mail(&mut self) -> std::ops::ControlFlow<()> {

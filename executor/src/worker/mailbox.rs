@@ -1,5 +1,5 @@
-//! How the main thread reaches a lane: a bounded queue, a flag that a spinning lane looks at for nothing, and an eventfd that
-//! wakes a sleeping one.
+//! How the main thread reaches a lane: a bounded queue, a word that a spinning lane looks at for nothing, and two ways to wake a
+//! sleeping one: the word itself, and an eventfd.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -7,12 +7,12 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU32, Ordering},
         mpsc,
     },
 };
 
-use gleaner_fabric::Link;
+use gleaner_fabric::{Link, futex};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{Shared, tune::MAIL_MAX};
@@ -42,9 +42,13 @@ pub(super) struct Receiver {
 }
 
 struct Bell {
-    rung: AtomicBool,
+    word: AtomicU32,
     wake: EventFd,
 }
+
+/// The bell's word: nothing to be told, or something.
+const QUIET: u32 = 0;
+const RUNG: u32 = 1;
 
 /// The lane has not looked for [`MAIL_MAX`] records, or is gone.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +57,7 @@ pub struct Full;
 
 pub(super) fn mailbox() -> io::Result<(Sender, Receiver)> {
     let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-    let bell = Arc::new(Bell { rung: AtomicBool::new(false), wake });
+    let bell = Arc::new(Bell { word: AtomicU32::new(QUIET), wake });
     let (sender, receiver) = mpsc::sync_channel(MAIL_MAX);
     Ok((Sender { queue: sender, bell: Arc::clone(&bell) }, Receiver { queue: receiver, bell }))
 }
@@ -62,7 +66,8 @@ impl Sender {
     /// Never blocks.
     pub(super) fn send(&self, mail: Mail) -> Result<(), Full> {
         self.queue.try_send(mail).map_err(|_| Full)?;
-        self.bell.rung.store(true, Ordering::Release);
+        self.bell.word.store(RUNG, Ordering::Release);
+        futex::wake(&self.bell.word);
         // An eventfd that is full is readable already.
         let _ = self.bell.wake.write(1);
         Ok(())
@@ -72,16 +77,16 @@ impl Sender {
 impl Receiver {
     /// True if there may be mail. One load.
     pub(super) fn rung(&self) -> bool {
-        self.bell.rung.load(Ordering::Relaxed)
+        self.bell.word.load(Ordering::Relaxed) != QUIET
     }
 
-    /// The next record. `None` means that the flag is lowered and the queue was empty after that.
+    /// The next record. `None` means that the bell is quiet and the queue was empty after that.
     pub(super) fn next(&self) -> Option<Mail> {
         if let Ok(mail) = self.queue.try_recv() {
             return Some(mail);
         }
         let _ = self.bell.wake.read();
-        self.bell.rung.swap(false, Ordering::AcqRel);
+        self.bell.word.swap(QUIET, Ordering::AcqRel);
         self.queue.try_recv().ok()
     }
 
@@ -90,7 +95,47 @@ impl Receiver {
         self.queue.recv().ok()
     }
 
+    /// What to sleep on for a short while, and what it holds while there is no mail.
+    pub(super) fn wake_word(&self) -> (&AtomicU32, u32) {
+        (&self.bell.word, QUIET)
+    }
+
+    /// What to sleep on for longer.
     pub(super) fn wake_fd(&self) -> BorrowedFd<'_> {
         self.bell.wake.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{thread, time::Duration};
+
+    use gleaner_fabric::futex::Words;
+
+    use super::*;
+
+    #[test]
+    fn mail_wakes_who_sleeps_on_the_word() {
+        const RECORDS: u64 = 10_000;
+        let (sender, receiver) = mailbox().unwrap();
+        let lane = thread::spawn(move || {
+            for expected in 0..RECORDS {
+                let mail = loop {
+                    if let Some(mail) = receiver.next() {
+                        break mail;
+                    }
+                    let mut sleep = Words::new();
+                    sleep.push(receiver.wake_word());
+                    assert!(sleep.wait(Duration::from_secs(60)).unwrap(), "slept over its mail");
+                };
+                assert!(matches!(mail, Mail::SetHot { hot, .. } if hot == expected));
+            }
+        });
+        for hot in 0..RECORDS {
+            while sender.send(Mail::SetHot { session: 0, hot }).is_err() {
+                thread::yield_now();
+            }
+        }
+        lane.join().unwrap();
     }
 }

@@ -1,5 +1,7 @@
 //! The worker's constants that an engineer may turn.
 
+use std::time::Duration;
+
 use super::ipc::FUNCTIONS_MAX;
 use crate::board::SESSIONS_MAX;
 
@@ -8,6 +10,10 @@ pub(super) const LOOKS_PER_CLOCK: u32 = 1024;
 
 /// Looks at once after a call; after those with a pause between, which leaves the core's other thread more room.
 pub(super) const EAGER_LOOKS: u32 = 4096;
+
+/// How long a warm lane sleeps by its links' words before it takes their descriptors: a call that comes later is not slowed
+/// down by the difference, and a peer that was killed is seen by then.
+pub(super) const DOZE: Duration = Duration::from_millis(50);
 
 /// Records that may wait for a lane: each session comes and goes once before the lane looks.
 pub(super) const MAIL_MAX: usize = 2 * SESSIONS_MAX as usize + 8;

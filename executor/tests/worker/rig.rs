@@ -3,11 +3,14 @@
 
 use std::{
     fs::File,
-    io::Write,
+    io::{Read, Write},
     net::{TcpListener, TcpStream},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::process::{CommandExt, ExitStatusExt},
+        unix::{
+            net::UnixStream,
+            process::{CommandExt, ExitStatusExt},
+        },
     },
     path::Path,
     process::{Child, Command, ExitStatus},
@@ -20,7 +23,11 @@ use gleaner_executor::{
     sys,
     worker::ipc::{self, Abi, FromWorker, IpcError, ToWorker},
 };
-use gleaner_fabric::{Arena, Geometry, Link, LinkError, Side, tcp::TcpLink};
+use gleaner_fabric::{
+    Arena, Geometry, Link, LinkError, Side,
+    shm::{Direction, Segment, ShmLink},
+    tcp::TcpLink,
+};
 use gleaner_proto::{
     header::{Header, Kind, Status},
     ids::LeaseId,
@@ -52,7 +59,7 @@ pub(crate) struct Rig {
 }
 
 pub(crate) struct Client {
-    pub(crate) link: TcpLink,
+    pub(crate) link: Box<dyn Link>,
     requests: Arena,
     replies: Arena,
     slot: u16,
@@ -133,7 +140,23 @@ impl Rig {
     }
 
     pub(crate) fn add_link(&self, session: u16, lane: u16, hot_ns: u64) -> Client {
-        Client::new(self.add_socket(session, lane, hot_ns))
+        let socket = self.add_socket(session, lane, hot_ns);
+        Client::new(TcpLink::new(socket, Side::Client, GEOMETRY).unwrap())
+    }
+
+    /// A link over shared memory, and its socket once more.
+    pub(crate) fn add_shared(&self, session: u16, lane: u16, hot_ns: u64) -> (Client, UnixStream) {
+        let file = Segment::create(GEOMETRY).unwrap();
+        let (mut client, worker) = UnixStream::pair().unwrap();
+        self.tell(&ToWorker::Segment, Some(file.as_fd()));
+        let record = ToWorker::AddLink { session, lane, geometry: GEOMETRY, hot_ns };
+        self.tell(&record, Some(worker.as_fd()));
+        // Its pages are there.
+        client.read_exact(&mut [0]).unwrap();
+        let segment = Segment::open(file.as_fd(), GEOMETRY).unwrap();
+        segment.prefault(Direction::Requests).unwrap();
+        let socket = client.try_clone().unwrap();
+        (Client::new(ShmLink::new(segment, client.into(), Side::Client)), socket)
     }
 
     /// The client's end of a link, as a plain socket.
@@ -217,9 +240,9 @@ impl Drop for Rig {
 }
 
 impl Client {
-    pub(crate) fn new(socket: TcpStream) -> Self {
+    pub(crate) fn new(link: impl Link + 'static) -> Self {
         Self {
-            link: TcpLink::new(socket, Side::Client, GEOMETRY).unwrap(),
+            link: Box::new(link),
             requests: Arena::new(GEOMETRY),
             replies: Arena::new(GEOMETRY),
             slot: 0,

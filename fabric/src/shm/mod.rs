@@ -14,7 +14,6 @@
 mod barrier;
 mod bell;
 mod carried;
-mod futex;
 mod layout;
 mod line;
 mod segment;
@@ -23,7 +22,7 @@ mod tests;
 
 use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    sync::atomic::Ordering,
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -37,6 +36,7 @@ pub use segment::{Segment, SegmentError};
 
 use crate::{
     check::{self, Side},
+    futex::{self, Words},
     link::{Arrival, Block, Geometry, Link, LinkError, Payload},
     tune::{DRAIN_ROUNDS, FUTEX_SLICE, LINES_AHEAD, LIVENESS_POLLS},
 };
@@ -193,6 +193,12 @@ impl ShmLink {
         }
     }
 
+    /// Does so for the posts that were held.
+    #[inline]
+    fn ring_if_due(&mut self) -> Result<(), LinkError> {
+        if self.unrung { self.ring() } else { Ok(()) }
+    }
+
     fn send_wake_up(&mut self) -> Result<(), LinkError> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         match send(self.socket.as_raw_fd(), &[1], flags) {
@@ -259,13 +265,11 @@ impl Link for ShmLink {
 
     fn release(&mut self) -> Result<(), LinkError> {
         self.holds = false;
-        if self.unrung { self.ring() } else { Ok(()) }
+        self.ring_if_due()
     }
 
     fn poll(&mut self) -> Result<Option<Arrival>, LinkError> {
-        if self.unrung {
-            self.ring()?;
-        }
+        self.ring_if_due()?;
         let next = self.polled.wrapping_add(1);
         if self.segment.line(self.inbound, next).holds(next) {
             return self.take(next);
@@ -302,9 +306,7 @@ impl Link for ShmLink {
     }
 
     fn wait(&mut self, timeout: Duration) -> Result<(), LinkError> {
-        if self.unrung {
-            self.ring()?;
-        }
+        self.ring_if_due()?;
         let end = Instant::now().checked_add(timeout);
         while !self.ready() && !self.ask(Sleep::Futex) {
             // After asking: a peer that leaves from here on rings.
@@ -314,12 +316,11 @@ impl Link for ShmLink {
                 break;
             }
             // In slices: a peer that is killed does not ring, and a hostile one may have moved our sleep elsewhere.
-            futex::wait(
-                self.segment.sleeping(self.inbound),
-                Sleep::Futex as u32,
-                left.min(FUTEX_SLICE),
-            )
-            .map_err(|source| LinkError::Io { step: "sleep on the futex", source })?;
+            let mut sleep = Words::new();
+            sleep.push((self.segment.sleeping(self.inbound), Sleep::Futex as u32));
+            sleep
+                .wait(left.min(FUTEX_SLICE))
+                .map_err(|source| LinkError::Io { step: "sleep on the futex", source })?;
         }
         self.withdraw();
         Ok(())
@@ -330,12 +331,20 @@ impl Link for ShmLink {
     }
 
     fn arm(&mut self) -> Result<bool, LinkError> {
-        if self.unrung {
-            self.ring()?;
-        }
+        self.ring_if_due()?;
         // Before asking: the byte of a message that comes after it must stay.
         self.look_at_socket()?;
         Ok(self.closed || self.ask(Sleep::Socket))
+    }
+
+    fn wait_word(&self) -> Option<(&AtomicU32, u32)> {
+        Some((self.segment.sleeping(self.inbound), Sleep::Futex as u32))
+    }
+
+    fn arm_word(&mut self) -> Result<bool, LinkError> {
+        self.ring_if_due()?;
+        // A look first: while messages wait, the peer's line of our bell is left alone.
+        Ok(self.closed || self.ready() || self.ask(Sleep::Futex))
     }
 }
 

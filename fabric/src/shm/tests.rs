@@ -184,6 +184,21 @@ fn calls(calls: u64, at_client: fn(&mut ShmLink), at_worker: fn(&mut ShmLink)) {
     echo.join().unwrap();
 }
 
+fn sleep_on_word(link: &mut ShmLink) {
+    if !link.arm_word().unwrap() {
+        let mut sleep = Words::new();
+        sleep.push(link.wait_word().unwrap());
+        assert!(sleep.wait(PATIENCE).unwrap(), "slept over a message");
+    }
+}
+
+/// As a caller whose short sleep is over before anything comes.
+fn sleep_on_word_then_socket(link: &mut ShmLink) {
+    if !link.arm_word().unwrap() {
+        sleep_on_socket(link);
+    }
+}
+
 #[test]
 fn no_wake_up_by_futex_is_lost() {
     calls(20_000, sleep_on_futex, sleep_on_futex);
@@ -199,6 +214,32 @@ fn no_wake_up_by_socket_is_lost() {
 #[test]
 fn ways_to_sleep_mix() {
     calls(20_000, sleep_on_futex, sleep_on_socket);
+    calls(20_000, sleep_on_word, sleep_on_word_then_socket);
+}
+
+#[test]
+fn any_of_several_links_ends_one_sleep() {
+    const CALLS: u64 = 9_000;
+    let (mut clients, mut workers): (Vec<_>, Vec<_>) = (0..3).map(|_| ends(SMALL)).unzip();
+    let echo = thread::spawn(move || {
+        let mut served = 0;
+        while served < CALLS {
+            let polled = workers.iter_mut().map(|link| u64::from(link.poll().unwrap().is_some()));
+            let arrived: u64 = polled.sum();
+            served += arrived;
+            if arrived > 0 || workers.iter_mut().any(|link| link.arm_word().unwrap()) {
+                continue;
+            }
+            let mut sleep = Words::new();
+            workers.iter().for_each(|link| assert!(sleep.push(link.wait_word().unwrap())));
+            assert!(sleep.wait(PATIENCE).unwrap(), "slept over a message");
+        }
+        workers
+    });
+    for number in 0..CALLS {
+        post_when_free(&mut clients[number as usize % 3], Kind::Request, number);
+    }
+    echo.join().unwrap();
 }
 
 #[test]
