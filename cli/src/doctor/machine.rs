@@ -10,6 +10,10 @@ const EXECUTORS: &str = "executors here";
 const CGROUP: &str = "cgroups";
 const CLOCK: &str = "clock source";
 const RATE: &str = "clock rate";
+const HUGE_PAGES: &str = "huge pages";
+
+/// Where the kernel is told who gets them.
+pub(super) const HUGE_PAGES_DIR: &str = "/sys/kernel/mm/transparent_hugepage";
 
 /// Most that a clock may run off its oscillator, in millionths: what leases allow for (ADR 2).
 const DRIFT_PPM_MAX: f64 = 500.0;
@@ -91,6 +95,30 @@ pub(super) fn cgroup() -> Finding {
     }
 }
 
+/// Huge pages for what functions allocate and for what is shared with their callers: a vacate waits until memory is free, and
+/// small pages take some ten times as long.
+pub(super) fn huge_pages(directory: &Path) -> Vec<Finding> {
+    let kinds =
+        [("enabled", "functions' memory", "madvise"), ("shmem_enabled", "arenas", "advise")];
+    kinds.map(|(file, what, advised)| huge_pages_of(&directory.join(file), what, advised)).into()
+}
+
+fn huge_pages_of(setting: &Path, what: &str, advised: &str) -> Finding {
+    let Ok(choices) = fs::read_to_string(setting) else {
+        return Finding::absent(HUGE_PAGES, format!("{what}: this kernel has none"));
+    };
+    match choices.split(['[', ']']).nth(1).unwrap_or_default() {
+        chosen @ ("never" | "deny" | "") => {
+            let remedy = format!(
+                "vacates take longer; `echo {advised} > {path}`, at each boot by a line `w {path} - - - - {advised}` in /etc/tmpfiles.d",
+                path = setting.display()
+            );
+            Finding::warning(HUGE_PAGES, format!("{what}: {chosen}"), remedy)
+        }
+        chosen => Finding::good(HUGE_PAGES, format!("{what}: {chosen}")),
+    }
+}
+
 /// A clock source that is read without a system call.
 pub(super) fn clock_source() -> Finding {
     const CURRENT: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
@@ -160,5 +188,19 @@ mod tests {
                 .expect("bound");
         }
         assert_eq!(executors(directory.path())[0].health, Health::Good);
+    }
+
+    #[test]
+    fn huge_pages_that_are_switched_off_are_told_with_the_remedy() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let healths =
+            || huge_pages(directory.path()).iter().map(|found| found.health).collect::<Vec<_>>();
+        assert_eq!(healths(), [Health::Absent; 2]);
+        fs::write(directory.path().join("enabled"), "always [madvise] never\n").expect("written");
+        let shared = "always within_size advise [never] deny force\n";
+        fs::write(directory.path().join("shmem_enabled"), shared).expect("written");
+        assert_eq!(healths(), [Health::Good, Health::Warning]);
+        let remedy = huge_pages(directory.path())[1].remedy.clone().expect("a remedy");
+        assert!(remedy.contains("echo advise > "), "{remedy}");
     }
 }

@@ -8,7 +8,7 @@ mod machine;
 mod rdma;
 mod slurm;
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use gleaner_config::Loaded;
 use serde::Serialize;
@@ -89,6 +89,7 @@ fn examine(loaded: &Loaded) -> Vec<Finding> {
     findings.extend(slurm::examine(&config.slurm));
     findings.extend(machine::executors(&config.executor.run_dir));
     findings.push(machine::cgroup());
+    findings.extend(machine::huge_pages(Path::new(machine::HUGE_PAGES_DIR)));
     findings.push(machine::clock_source());
     findings.push(machine::clock_rate());
     findings.extend(rdma::examine(config));

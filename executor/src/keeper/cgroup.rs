@@ -193,6 +193,14 @@ impl Hierarchy {
         self.v2.as_ref().is_some_and(|(dir, _)| write_at(dir, c"cgroup.kill", b"1").is_ok())
     }
 
+    /// Whether a process is left in any worker's v2 group; false if there is none.
+    pub(super) fn is_populated(&self) -> bool {
+        let Some((dir, _)) = &self.v2 else { return false };
+        let mut buffer = [0; 128];
+        let events = read_at(dir, c"cgroup.events", &mut buffer).unwrap_or_default();
+        value_of(events, "populated") == Some(1)
+    }
+
     /// Removes a worker's group; an error while a process is left in it.
     pub(super) fn remove(&self, group: &Group) -> io::Result<()> {
         let name = group_name(group.index);

@@ -16,7 +16,7 @@ use gleaner_lease::{
     deadlines::{DeadlineError, Deadlines, Why},
 };
 use gleaner_proto::{
-    hook::{HookAnswer, HookKind, HookMessage},
+    hook::{HookKind, HookMessage},
     ids::{Epoch, LeaseId},
     vacates::Trigger,
     workers::WORKERS_MAX,
@@ -32,7 +32,7 @@ use super::{
     log::say,
     reaper::Reaper,
     users::Users,
-    vacate::Cause,
+    vacate::{Cause, Cleared},
     workers::{BECOMING_MAX, Outcome, Refused, Wanted, Workers},
 };
 use crate::sys::{self, Waits};
@@ -178,9 +178,9 @@ impl Keeper {
     /// Looks for children that have ended, and tells the agent what became of leases.
     pub(super) fn look(&mut self) -> Released {
         self.agent_died |= self.agent.look(&self.reaper, sys::boottime_ns());
-        self.workers.look(&self.reaper);
+        self.workers.look();
         let mut released = Released::default();
-        while let Some(outcome) = self.workers.settle() {
+        while let Some(outcome) = self.workers.settle(&self.reaper) {
             released.add(&outcome);
             self.tell(outcome);
         }
@@ -318,20 +318,23 @@ impl Keeper {
     fn hook(&mut self, message: &HookMessage, socket: &OwnedFd) {
         let stamp_ns = sys::boottime_ns();
         let bound_ns = u64::from(message.bound_ms.min(HOOK_BOUND_MS)) * 1_000_000;
-        let answer = match message.kind {
+        let cleared = match message.kind {
             HookKind::Prolog => {
-                // The hook waits for half of its bound: this answer comes before it stops listening.
                 // Before anything is killed: a worker must not be replaced.
                 self.holds.add(message.job_id);
-                self.vacate(Cause::prolog(message, stamp_ns), bound_ns * 2 / 5)
+                // The hook waits for half of its bound: the answer comes before it stops listening.
+                self.clear(Cause::prolog(message, stamp_ns), bound_ns * 2 / 5)
             }
             HookKind::Epilog => {
                 self.holds.end(message.job_id);
-                HookAnswer::default()
+                None
             }
         };
+        let answer = cleared.as_ref().map(Cleared::answer).unwrap_or_default();
         hooks::answer(socket, &answer);
         let hook_us = micros(sys::boottime_ns() - stamp_ns);
+        // The job no longer waits.
+        cleared.into_iter().for_each(|cleared| self.tidy(cleared));
         let ended = message.kind == HookKind::Epilog;
         let HookMessage { job_id, job_uid, .. } = *message;
         self.agent.notify(&Notice::JobEvent { ended, job_id, job_uid, stamp_ns, hook_us }, None);

@@ -1,4 +1,5 @@
-//! Vacating the node: fence, kill all at once, wait until all are gone, record. One routine for every trigger.
+//! Vacating the node: fence, kill all at once, wait until all are gone; then, when the hook has its answer, tidy up and record.
+//! One routine for every trigger.
 
 use std::{os::fd::AsFd, time::SystemTime};
 
@@ -14,7 +15,7 @@ use super::{
 };
 use crate::sys::{self, Waits};
 
-/// How long one look for children that ended sleeps at most: groups that are not empty raise no signal.
+/// How long one look sleeps at most: groups that are not empty raise no signal.
 const LOOK_NS: u64 = 1_000_000;
 
 /// What makes the node vacate.
@@ -37,51 +38,92 @@ impl Cause {
         let HookMessage { job_id, job_uid, .. } = *message;
         Self { trigger: Trigger::Prolog, job_id, job_uid, stamp_ns }
     }
+
+    /// How long ago it was.
+    fn age_us(&self) -> u32 {
+        micros(sys::boottime_ns() - self.stamp_ns)
+    }
+}
+
+/// A vacate whose processes are gone; what they left is not tidied up yet.
+#[derive(Debug)]
+pub(super) struct Cleared {
+    cause: Cause,
+    leases: u32,
+    processes: u32,
+    remaining: u32,
+    /// Until the fence, the kill, the end of the last process.
+    steps_us: [u32; 3],
+    /// When the bound is over.
+    until_ns: u64,
+}
+
+impl Cleared {
+    /// What the hook is told. The kernel frees a process's memory before it says that it has ended.
+    pub(super) fn answer(&self) -> HookAnswer {
+        let [fence_us, kill_us, gone_us] = self.steps_us;
+        HookAnswer {
+            leases: self.leases,
+            processes: self.processes,
+            remaining: self.remaining,
+            steps_us: [fence_us, kill_us, gone_us, self.cause.age_us()],
+        }
+    }
 }
 
 impl Keeper {
-    /// Clears the node; waits at most `bound_ns` for the last process. With no grant and no worker there is nothing to do
-    /// and nothing to record.
-    pub(super) fn vacate(&mut self, cause: Cause, bound_ns: u64) -> HookAnswer {
-        let held_grant = self.until.take().is_some();
-        let processes = self.workers.present();
-        if !held_grant && processes == 0 {
-            return HookAnswer::default();
+    /// Clears the node; waits at most `bound_ns` for the last process.
+    pub(super) fn vacate(&mut self, cause: Cause, bound_ns: u64) {
+        if let Some(cleared) = self.clear(cause, bound_ns) {
+            self.tidy(cleared);
         }
+    }
+
+    /// Fences, kills, and waits at most `bound_ns` for the last process; [`tidy`](Self::tidy) must follow. `None`: with no
+    /// grant and no worker there is nothing to do and nothing to record.
+    pub(super) fn clear(&mut self, cause: Cause, bound_ns: u64) -> Option<Cleared> {
+        let held_grant = self.until.take().is_some();
+        let processes = self.workers.present() as u32;
+        if !held_grant && processes == 0 {
+            return None;
+        }
+        let until_ns = sys::boottime_ns() + bound_ns;
         let leases = self.workers.leases() as u32;
-        let since = |stamp_ns: u64| micros(sys::boottime_ns() - stamp_ns);
         self.deadlines.fence(self.epoch);
-        let Cause { trigger, job_id, job_uid, stamp_ns } = cause;
+        let Cause { trigger, job_id, stamp_ns, .. } = cause;
         let epoch = self.epoch.0;
         self.agent.notify(&Notice::Fenced { trigger, epoch, job_id, stamp_ns }, None);
-        let fence_us = since(stamp_ns);
+        let fence_us = cause.age_us();
         self.workers.kill_all(End::Vacated);
-        let kill_us = since(stamp_ns);
-        let (memory_bytes, gone_us) = self.wait_for_all(stamp_ns, bound_ns);
-        let remaining = self.workers.present() as u32;
-        let release_us = since(stamp_ns);
+        let kill_us = cause.age_us();
+        let remaining = self.wait_for_all(until_ns) as u32;
+        let steps_us = [fence_us, kill_us, cause.age_us()];
+        Some(Cleared { cause, leases, processes, remaining, steps_us, until_ns })
+    }
+
+    /// Tells the agent of each lease's end, gives back what they left, and puts the vacate on record.
+    pub(super) fn tidy(&mut self, cleared: Cleared) {
+        let answer_us = cleared.cause.age_us();
+        let memory_bytes = self.settle_all(cleared.until_ns);
+        let Cleared { cause, leases, processes, remaining, .. } = cleared;
+        let Cause { trigger, job_id, job_uid, stamp_ns } = cause;
+        let [fence_us, kill_us, gone_us] = cleared.steps_us;
         let record = VacateRecord {
             id: random(),
             trigger,
-            epoch,
+            epoch: self.epoch.0,
             job_id,
             job_uid,
             leases,
-            processes: processes as u32,
+            processes,
             remaining,
             memory_bytes,
-            steps_us: [fence_us, kill_us, gone_us, release_us, since(stamp_ns)],
+            steps_us: [fence_us, kill_us, gone_us, gone_us, answer_us],
             stamp_ns,
             unix_ms: unix_ms(),
             boot_id: self.boot_id,
         };
         self.record(&record);
-        HookAnswer {
-            leases,
-            processes: processes as u32,
-            remaining,
-            steps_us: [fence_us, kill_us, gone_us, release_us],
-        }
     }
 
     /// Puts a vacate on record, and tells the agent.
@@ -94,19 +136,40 @@ impl Keeper {
         self.agent.notify(&Notice::Vacated(*record), None);
     }
 
-    /// Looks until no worker is left; returns the memory that leases gave back and when the last process was gone.
-    fn wait_for_all(&mut self, stamp_ns: u64, bound_ns: u64) -> (u64, u32) {
-        let until_ns = sys::boottime_ns() + bound_ns;
+    /// Waits until no process is left; returns how many are. Nothing else is done meanwhile: the dying need the CPUs.
+    fn wait_for_all(&mut self, until_ns: u64) -> usize {
+        loop {
+            self.workers.look();
+            let left_ns = until_ns.saturating_sub(sys::boottime_ns());
+            let remaining = self.workers.remaining();
+            if remaining == 0 || left_ns == 0 {
+                return remaining;
+            }
+            let mut waits = Waits::<1>::default();
+            // One at a time: each wake-up takes a CPU from the dying.
+            let bound_ns = match self.workers.living() {
+                Some(pidfd) => {
+                    waits.push(pidfd);
+                    left_ns
+                }
+                None => LOOK_NS.min(left_ns),
+            };
+            let _ = waits.wait(Some(bound_ns));
+        }
+    }
+
+    /// Frees the places of all that are gone; returns the memory that leases gave back.
+    fn settle_all(&mut self, until_ns: u64) -> u64 {
         let mut memory_bytes = 0;
         loop {
             memory_bytes += self.look().memory_bytes;
-            let now_ns = sys::boottime_ns();
-            if self.workers.present() == 0 || now_ns >= until_ns {
-                return (memory_bytes, micros(now_ns - stamp_ns));
+            let left_ns = until_ns.saturating_sub(sys::boottime_ns());
+            if self.workers.present() == 0 || left_ns == 0 {
+                return memory_bytes;
             }
             let mut waits = Waits::<1>::default();
             waits.push(self.signals.as_fd());
-            let _ = waits.wait(Some(LOOK_NS.min(until_ns - now_ns)));
+            let _ = waits.wait(Some(LOOK_NS.min(left_ns)));
             self.read_signals();
         }
     }

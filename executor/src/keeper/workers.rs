@@ -86,17 +86,9 @@ enum State {
     Running,
     /// All its threads are gone; `served` tells whether the agent was told `Started`.
     Ended {
-        ended: EndedHow,
+        ended: Ended,
         served: bool,
     },
-}
-
-/// The part of [`Ended`] that an outcome needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct EndedHow {
-    end: End,
-    cpu_ns: u64,
-    memory_peak_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -356,33 +348,52 @@ impl Workers {
         slot.hurry(&self.table);
     }
 
-    /// Notes which workers have ended, and has them reaped.
-    pub(super) fn look(&mut self, reaper: &Reaper) {
-        for slot in &mut self.slots {
-            let Some(pidfd) = &slot.pidfd else { continue };
-            let Some(ended) = sys::ended(slot.process.pid, pidfd.as_fd()) else { continue };
+    /// Notes which workers have ended. What they leave is [`settle`](Self::settle)'s.
+    pub(super) fn look(&mut self) {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            let Some(pidfd) = slot.lives() else { continue };
+            let Some(ended) = sys::ended(slot.process.pid, pidfd) else { continue };
             self.waiting_died |= slot.is_waiting();
-            slot.end(&ended);
-            slot.pidfd.take().into_iter().for_each(|pidfd| reaper.bury(pidfd));
+            slot.state = State::Ended { ended, served: slot.state == State::Running };
+            slot.handover = None;
+            // A stale entry names a process that is gone: harmless.
+            let _ = self.table.set(index, None);
         }
     }
 
-    /// Frees the places whose group is empty too; returns the outcome of one that had a lease. Call until `None`.
-    pub(super) fn settle(&mut self) -> Option<Outcome> {
+    /// One that has not ended yet, to wait for.
+    pub(super) fn living(&self) -> Option<BorrowedFd<'_>> {
+        self.slots.iter().find_map(Slot::lives)
+    }
+
+    /// Processes that are left: at least so many.
+    pub(super) fn remaining(&self) -> usize {
+        match self.slots.iter().filter_map(Slot::lives).count() {
+            0 => usize::from(self.hierarchy.is_populated()),
+            living => living,
+        }
+    }
+
+    /// Frees the places of those that ended and whose group is empty too, and has them reaped; returns the outcome of one
+    /// that had a lease. Call until `None`.
+    pub(super) fn settle(&mut self, reaper: &Reaper) -> Option<Outcome> {
         for index in 0..self.slots.len() {
             let State::Ended { ended, served } = self.slots[index].state else { continue };
             let slot = &self.slots[index];
+            // Before its group goes, which knows.
+            let outcome = slot.lease.map(|lease| slot.outcome(&lease, &ended, served));
             if slot.group.as_ref().is_some_and(|group| self.hierarchy.remove(group).is_err()) {
                 // Something of it still ends, or got away from its main process: again.
                 slot.group.as_ref().map(Group::kill);
                 continue;
             }
             let slot = std::mem::replace(&mut self.slots[index], Slot::EMPTY);
-            // A stale entry names a process that is gone: harmless.
-            let _ = self.table.set(index, None);
+            slot.pidfd.into_iter().for_each(|pidfd| reaper.bury(pidfd));
             if let Some(lease) = slot.lease {
                 self.cores.give_back(&lease);
-                return Some(slot.outcome(&lease, ended, served));
+            }
+            if outcome.is_some() {
+                return outcome;
             }
         }
         None
@@ -422,6 +433,12 @@ impl Slot {
         self.state == State::Waiting && self.killed.is_none()
     }
 
+    /// Its process, until that has ended.
+    fn lives(&self) -> Option<BorrowedFd<'_>> {
+        let ended = matches!(self.state, State::Ended { .. });
+        self.pidfd.as_ref().filter(|_| !ended).map(AsFd::as_fd)
+    }
+
     fn note_kill(&mut self, end: End) {
         if !matches!(self.state, State::Empty | State::Ended { .. }) {
             self.killed.get_or_insert(end);
@@ -431,28 +448,18 @@ impl Slot {
     /// Kills its processes: the one error there can be is that they are dead.
     fn kill(&self) {
         let at_once = self.group.as_ref().is_some_and(Group::kill);
-        if let (false, Some(pidfd)) = (at_once, &self.pidfd) {
-            let _ = sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
+        if let (false, Some(pidfd)) = (at_once, self.lives()) {
+            let _ = sys::pidfd_signal(pidfd, libc::SIGKILL);
         }
     }
 
-    /// Lets the killed process die now: in the idle class it would do so when the node's own work leaves it a moment.
+    /// Lets the killed process die now, on its lease's CPUs: in the idle class it would do so when the node's own work leaves it
+    /// a moment.
     fn hurry(&self, table: &Table) {
-        if self.pidfd.is_some() {
-            sys::hurry(table.proc_dir(), self.process.pid);
+        if self.lives().is_some() {
+            let cpus = self.lease.as_ref().map(Become::cores).unwrap_or_default();
+            sys::hurry(table.proc_dir(), self.process.pid, cpus);
         }
-    }
-
-    fn end(&mut self, ended: &Ended) {
-        let group = self.group.as_ref();
-        let peak = group.and_then(Group::memory_peak).unwrap_or(ended.resident_peak_bytes);
-        let how = EndedHow {
-            end: self.killed.unwrap_or_else(|| end_of(ended, group)),
-            cpu_ns: ended.cpu_ns,
-            memory_peak_bytes: peak,
-        };
-        self.state = State::Ended { ended: how, served: self.state == State::Running };
-        self.handover = None;
     }
 
     /// Limits the group and sends the hand-over.
@@ -467,11 +474,17 @@ impl Slot {
         sys::send_with_fd(handover.as_fd(), &lease.encode(), None)
     }
 
-    fn outcome(&self, lease: &Become, ended: EndedHow, served: bool) -> Outcome {
-        let EndedHow { end, cpu_ns, memory_peak_bytes } = ended;
+    fn outcome(&self, lease: &Become, ended: &Ended, served: bool) -> Outcome {
         let lease = lease.lease_id;
         if served {
-            return Outcome::Gone { lease, end, cpu_ns, memory_peak_bytes };
+            let group = self.group.as_ref();
+            let peak = group.and_then(Group::memory_peak);
+            return Outcome::Gone {
+                lease,
+                end: self.killed.unwrap_or_else(|| end_of(ended, group)),
+                cpu_ns: ended.cpu_ns,
+                memory_peak_bytes: peak.unwrap_or(ended.resident_peak_bytes),
+            };
         }
         let (refusal, errno, step) = match self.failed {
             Some(Confined { step: 0, errno }) => (StartRefusal::System, errno, 0),

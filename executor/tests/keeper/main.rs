@@ -6,6 +6,7 @@ mod deadlines;
 mod deaths;
 mod guest;
 mod hooks;
+mod huge_pages;
 mod idle;
 mod leases;
 mod sandbox;
@@ -48,6 +49,7 @@ fn main() {
         ("a_grants_end_clears_the_node", deadlines::grant_end),
         ("a_keeper_that_was_stopped_kills_before_it_starts", deadlines::stopped_keeper),
         ("a_stopped_worker_dies", deaths::stopped_worker),
+        ("the_killed_die_on_their_lease_s_cpus", deaths::hurried_to_their_cpus),
         ("a_killed_keeper_takes_all_with_it", deaths::killed_keeper),
         ("a_killed_agent_ends_its_leases", deaths::killed_agent),
         ("an_agent_that_does_not_read_is_replaced", deaths::deaf_agent),
@@ -55,6 +57,10 @@ fn main() {
         ("a_busy_node_does_not_keep_the_dead_waiting", hooks::busy_node),
         ("a_dying_worker_that_is_interrupted_does_not_stop_the_keeper", hooks::interrupted_deaths),
         ("a_worker_gives_way_to_every_ordinary_process", idle::ordinary_processes_come_first),
+        (
+            "arenas_have_huge_pages_until_they_are_taken_back",
+            huge_pages::arenas_have_them_until_they_are_taken_back,
+        ),
         ("a_newer_grant_ends_a_hold", hooks::newer_grant),
         ("hostile_hook_peers_are_closed", hooks::hostile_peers),
         ("a_waiting_worker_that_dies_is_replaced", leases::dead_pool),

@@ -7,6 +7,7 @@
 pub mod misbehaving;
 
 use std::{
+    mem::MaybeUninit,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -71,11 +72,13 @@ fn spin(input: &[u8], output: &mut Output, context: &Context) -> Result<(), Erro
 fn hold_and_spin(input: &[u8], _: &mut Output) -> Result<(), Error> {
     let len = number(input)? as usize;
     let mut held = Vec::<u8>::new();
-    held.try_reserve_exact(len).map_err(|error| Error::new(12, error.to_string()))?;
-    let start = held.as_mut_ptr().map_addr(|start| start.next_multiple_of(PAGE_BYTES));
+    held.try_reserve_exact(len + HUGE_PAGE_BYTES)
+        .map_err(|error| Error::new(12, error.to_string()))?;
+    let before = held.as_ptr().align_offset(HUGE_PAGE_BYTES);
+    let held = &mut held.spare_capacity_mut()[before..before + len];
     // SAFETY: the range is the vector's own, and the advice changes no byte of it.
-    unsafe { libc::madvise(start.cast(), len.saturating_sub(PAGE_BYTES), libc::MADV_HUGEPAGE) };
-    held.resize(len, 1);
+    unsafe { libc::madvise(held.as_mut_ptr().cast(), len, libc::MADV_HUGEPAGE) };
+    held.fill(MaybeUninit::new(1));
     std::hint::black_box(&held);
     loop {
         std::hint::spin_loop();
@@ -138,8 +141,8 @@ pub unsafe extern "C" fn rfaas_echo(input: *mut u8, size: u32, output: *mut u8) 
     size
 }
 
-/// What a page holds; advice begins with a whole one.
-const PAGE_BYTES: usize = 4096;
+/// What a huge page holds; the advice is for whole ones.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 struct Calls(u64);
 
