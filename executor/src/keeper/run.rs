@@ -32,7 +32,7 @@ use super::{
     log::say,
     reaper::Reaper,
     users::Users,
-    vacate::{Cause, Cleared},
+    vacate::Cause,
     workers::{BECOMING_MAX, Outcome, Refused, Wanted, Workers},
 };
 use crate::sys::{self, Waits};
@@ -176,18 +176,15 @@ impl Keeper {
     }
 
     /// Looks for children that have ended, and tells the agent what became of leases.
-    pub(super) fn look(&mut self) -> Released {
+    pub(super) fn look(&mut self) {
         self.agent_died |= self.agent.look(&self.reaper, sys::boottime_ns());
         self.workers.look();
-        let mut released = Released::default();
         while let Some(outcome) = self.workers.settle(&self.reaper) {
-            released.add(&outcome);
             self.tell(outcome);
         }
         if self.workers.take_waiting_died() {
             self.refill_not_before_ns = sys::boottime_ns() + REFILL_PAUSE_NS;
         }
-        released
     }
 
     /// Nobody would extend or end the leases of an agent that died, and its boards are gone: they end. Then another starts.
@@ -330,11 +327,11 @@ impl Keeper {
                 None
             }
         };
-        let answer = cleared.as_ref().map(Cleared::answer).unwrap_or_default();
+        let answer = cleared.as_ref().map(|cleared| cleared.answer).unwrap_or_default();
         hooks::answer(socket, &answer);
         let hook_us = micros(sys::boottime_ns() - stamp_ns);
         // The job no longer waits.
-        cleared.into_iter().for_each(|cleared| self.tidy(cleared));
+        cleared.iter().for_each(|cleared| self.tidy(cleared));
         let ended = message.kind == HookKind::Epilog;
         let HookMessage { job_id, job_uid, .. } = *message;
         self.agent.notify(&Notice::JobEvent { ended, job_id, job_uid, stamp_ns, hook_us }, None);
@@ -355,20 +352,6 @@ impl Keeper {
                 self.read_signals();
                 self.look();
             }
-        }
-    }
-}
-
-/// What leases have left when they were gone.
-#[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Released {
-    pub(super) memory_bytes: u64,
-}
-
-impl Released {
-    fn add(&mut self, outcome: &Outcome) {
-        if let Outcome::Gone { memory_peak_bytes, .. } = outcome {
-            self.memory_bytes += memory_peak_bytes;
         }
     }
 }

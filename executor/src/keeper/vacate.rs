@@ -1,4 +1,4 @@
-//! Vacating the node: fence, kill all at once, wait until all are gone; then, when the hook has its answer, tidy up and record.
+//! Vacating the node: fence, kill all at once, wait until all are gone, record; then, when the hook has its answer, tidy up.
 //! One routine for every trigger.
 
 use std::{os::fd::AsFd, time::SystemTime};
@@ -45,42 +45,25 @@ impl Cause {
     }
 }
 
-/// A vacate whose processes are gone; what they left is not tidied up yet.
+/// A vacate whose processes are gone and that is on record; what they left is not tidied up yet.
 #[derive(Debug)]
 pub(super) struct Cleared {
-    cause: Cause,
-    leases: u32,
-    processes: u32,
-    remaining: u32,
-    /// Until the fence, the kill, the end of the last process.
-    steps_us: [u32; 3],
+    /// What the hook is told. The kernel frees a process's memory before it says that it has ended.
+    pub(super) answer: HookAnswer,
     /// When the bound is over.
     until_ns: u64,
-}
-
-impl Cleared {
-    /// What the hook is told. The kernel frees a process's memory before it says that it has ended.
-    pub(super) fn answer(&self) -> HookAnswer {
-        let [fence_us, kill_us, gone_us] = self.steps_us;
-        HookAnswer {
-            leases: self.leases,
-            processes: self.processes,
-            remaining: self.remaining,
-            steps_us: [fence_us, kill_us, gone_us, self.cause.age_us()],
-        }
-    }
 }
 
 impl Keeper {
     /// Clears the node; waits at most `bound_ns` for the last process.
     pub(super) fn vacate(&mut self, cause: Cause, bound_ns: u64) {
         if let Some(cleared) = self.clear(cause, bound_ns) {
-            self.tidy(cleared);
+            self.tidy(&cleared);
         }
     }
 
-    /// Fences, kills, and waits at most `bound_ns` for the last process; [`tidy`](Self::tidy) must follow. `None`: with no
-    /// grant and no worker there is nothing to do and nothing to record.
+    /// Fences, kills, waits at most `bound_ns` for the last process, and puts that on record; [`tidy`](Self::tidy) must follow.
+    /// `None`: with no grant and no worker there is nothing to do and nothing to record.
     pub(super) fn clear(&mut self, cause: Cause, bound_ns: u64) -> Option<Cleared> {
         let held_grant = self.until.take().is_some();
         let processes = self.workers.present() as u32;
@@ -90,40 +73,46 @@ impl Keeper {
         let until_ns = sys::boottime_ns() + bound_ns;
         let leases = self.workers.leases() as u32;
         self.deadlines.fence(self.epoch);
-        let Cause { trigger, job_id, stamp_ns, .. } = cause;
+        let Cause { trigger, job_id, job_uid, stamp_ns } = cause;
         let epoch = self.epoch.0;
         self.agent.notify(&Notice::Fenced { trigger, epoch, job_id, stamp_ns }, None);
         let fence_us = cause.age_us();
         self.workers.kill_all(End::Vacated);
         let kill_us = cause.age_us();
         let remaining = self.wait_for_all(until_ns) as u32;
-        let steps_us = [fence_us, kill_us, cause.age_us()];
-        Some(Cleared { cause, leases, processes, remaining, steps_us, until_ns })
-    }
-
-    /// Tells the agent of each lease's end, gives back what they left, and puts the vacate on record.
-    pub(super) fn tidy(&mut self, cleared: Cleared) {
-        let answer_us = cleared.cause.age_us();
-        let memory_bytes = self.settle_all(cleared.until_ns);
-        let Cleared { cause, leases, processes, remaining, .. } = cleared;
-        let Cause { trigger, job_id, job_uid, stamp_ns } = cause;
-        let [fence_us, kill_us, gone_us] = cleared.steps_us;
-        let record = VacateRecord {
+        let gone_us = cause.age_us();
+        self.record(&VacateRecord {
             id: random(),
             trigger,
-            epoch: self.epoch.0,
+            epoch,
             job_id,
             job_uid,
             leases,
             processes,
             remaining,
-            memory_bytes,
-            steps_us: [fence_us, kill_us, gone_us, gone_us, answer_us],
+            memory_bytes: self.workers.freed_bytes(),
+            steps_us: [fence_us, kill_us, gone_us, gone_us, cause.age_us()],
             stamp_ns,
             unix_ms: unix_ms(),
             boot_id: self.boot_id,
-        };
-        self.record(&record);
+        });
+        let steps_us = [fence_us, kill_us, gone_us, cause.age_us()];
+        Some(Cleared { answer: HookAnswer { leases, processes, remaining, steps_us }, until_ns })
+    }
+
+    /// Frees the places of all that are gone, and tells the agent of each lease's end.
+    pub(super) fn tidy(&mut self, cleared: &Cleared) {
+        loop {
+            self.look();
+            let left_ns = cleared.until_ns.saturating_sub(sys::boottime_ns());
+            if self.workers.present() == 0 || left_ns == 0 {
+                return;
+            }
+            let mut waits = Waits::<1>::default();
+            waits.push(self.signals.as_fd());
+            let _ = waits.wait(Some(LOOK_NS.min(left_ns)));
+            self.read_signals();
+        }
     }
 
     /// Puts a vacate on record, and tells the agent.
@@ -155,22 +144,6 @@ impl Keeper {
                 None => LOOK_NS.min(left_ns),
             };
             let _ = waits.wait(Some(bound_ns));
-        }
-    }
-
-    /// Frees the places of all that are gone; returns the memory that leases gave back.
-    fn settle_all(&mut self, until_ns: u64) -> u64 {
-        let mut memory_bytes = 0;
-        loop {
-            memory_bytes += self.look().memory_bytes;
-            let left_ns = until_ns.saturating_sub(sys::boottime_ns());
-            if self.workers.present() == 0 || left_ns == 0 {
-                return memory_bytes;
-            }
-            let mut waits = Waits::<1>::default();
-            waits.push(self.signals.as_fd());
-            let _ = waits.wait(Some(LOOK_NS.min(left_ns)));
-            self.read_signals();
         }
     }
 }

@@ -374,6 +374,15 @@ impl Workers {
         }
     }
 
+    /// Memory that the leases' ended processes had at most.
+    pub(super) fn freed_bytes(&self) -> u64 {
+        let of = |slot: &Slot| match slot.state {
+            State::Ended { ended, .. } if slot.lease.is_some() => ended.resident_peak_bytes,
+            _ => 0,
+        };
+        self.slots.iter().map(of).sum()
+    }
+
     /// Frees the places of those that ended and whose group is empty too, and has them reaped; returns the outcome of one
     /// that had a lease. Call until `None`.
     pub(super) fn settle(&mut self, reaper: &Reaper) -> Option<Outcome> {
