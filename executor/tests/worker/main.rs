@@ -6,3 +6,4 @@ mod calls;
 mod faults;
 mod libraries;
 mod rig;
+mod turns;
