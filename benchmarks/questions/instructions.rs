@@ -1,15 +1,19 @@
-//! How many instructions does the client add to a round trip over TCP?
+//! How many instructions does a call take beyond the transport under it?
 //!
-//! Counted by callgrind, so that no noise of the machine touches them: this program runs itself under valgrind, once calling
-//! `echo` and once passing the same bytes over a blocking socket, each with two numbers of round trips; the difference
-//! divided by the difference is one round trip's. Warm waiting on both sides, since a spinner's instructions count time.
-//! The worker's share is not visible to callgrind: its sandbox admits no valgrind.
+//! Over shared memory both ends are counted, as they run for everybody, by stepping them through the same round trips (see
+//! [`gleaner_benchmarks::steps`]); the raw loop is counted in the same way. Spinning is in neither: each end finds its message at
+//! its first look.
+//!
+//! Over TCP the client's end is counted by callgrind: this program runs itself under valgrind, once calling `echo` and once
+//! passing the same bytes over a blocking socket, each with two numbers of round trips; the difference divided by the
+//! difference is one round trip's. Warm waiting on both sides, since a spinner's instructions count time.
 
 use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Result, bail};
@@ -19,17 +23,31 @@ use gleaner_benchmarks::{
     caller::echo_round,
     callgrind::{self, COUNTED, count, instructions},
     figure::Detailed,
+    raw::Raw,
     stage::Trips,
+    stepped::{self, Counted},
+    steps::{self, Trip},
 };
 use gleaner_config::Config;
 use gleaner_testkit::service::Programs;
 
+/// Bytes each way over shared memory.
+const PAYLOADS: [usize; 3] = [1, 64, 4096];
+/// Round trips that are stepped through.
+const STEPPED_TRIPS: usize = 200;
+/// What both ends of a call over shared memory may take beyond the raw loop.
+const GOAL: u64 = 500;
+
+/// Bytes each way over TCP.
 const PAYLOAD: usize = 64;
 /// Round trips of the shorter and the longer run.
 const FEW: u64 = 1_000;
 const MANY: u64 = 11_000;
 
 fn main() -> Result<()> {
+    if stepped::play_caller()? {
+        return Ok(());
+    }
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [COUNTED, "calls", config, trips] => calls(Path::new(config), trips.parse()?),
@@ -39,14 +57,70 @@ fn main() -> Result<()> {
 }
 
 fn ask(arguments: &Arguments) -> Result<()> {
-    let asks = "How many instructions does the client add to a round trip?";
+    let asks = "How many instructions does a call take beyond the transport under it?";
     let mut outcome = Outcome::begin("instructions", asks, 0, arguments);
-    outcome.cannot("the worker's share: callgrind cannot look into its sandbox, and hardware counters need a machine that has them (perf stat -e instructions:u -p <worker>)");
-    if !callgrind::is_installed() {
-        outcome.cannot("the client's share: valgrind is not installed");
-        return outcome.publish(arguments);
-    }
     let stage = Stage::simple()?;
+    if steps::are_counted_here() {
+        ask_memory(&stage, arguments, &mut outcome)?;
+    } else {
+        outcome.cannot("calls over shared memory: stepping knows x86-64 alone");
+    }
+    outcome.cannot("the worker's share over TCP: callgrind cannot look into its sandbox");
+    if callgrind::is_installed() {
+        ask_socket(&stage, &mut outcome)?;
+    } else {
+        outcome.cannot("the client's share over TCP: valgrind is not installed");
+    }
+    outcome.publish(arguments)
+}
+
+/// Both ends over shared memory.
+fn ask_memory(stage: &Stage, arguments: &Arguments, outcome: &mut Outcome) -> Result<()> {
+    for payload in PAYLOADS {
+        let trips = arguments.pick(STEPPED_TRIPS, 10);
+        let ours = stepped::count_calls(stage, payload, trips)?;
+        let raw = stepped::count_raw(payload, trips)?;
+        let compared = Compared::once(sample(&ours)?, sample(&raw)?);
+        let added = ours.middle(Trip::both).saturating_sub(raw.middle(Trip::both));
+        let ([client, worker], [caller, peer]) = (ends(&ours), ends(&raw));
+        let figure = Detailed::beside(
+            format!("instructions a shm call, both ends, {payload} B"),
+            Raw::Shm.name(),
+            &compared,
+        );
+        let mut figure = figure.counted("instructions").note(format!(
+            "{added} more than the raw loop; client {client} and worker {worker}, raw {caller} and {peer}"
+        ));
+        for (end, functions) in ["client", "worker"].into_iter().zip(&ours.functions) {
+            figure = figure.note(format!("{end}: {}", listed(functions)));
+        }
+        outcome.push(figure.judged(&format!("≤ baseline + {GOAL}"), added <= GOAL));
+    }
+    Ok(())
+}
+
+fn sample(counted: &Counted) -> Result<Sample> {
+    let mut sample = Sample::new()?;
+    for trip in &counted.trips {
+        sample.record(Duration::from_nanos(trip.both()));
+    }
+    Ok(sample)
+}
+
+fn ends(counted: &Counted) -> [u64; 2] {
+    [counted.middle(|trip| trip.client), counted.middle(|trip| trip.worker)]
+}
+
+/// The functions that count, and the rest in one number.
+fn listed(functions: &[(String, u64)]) -> String {
+    let (large, small): (Vec<_>, Vec<_>) = functions.iter().partition(|(_, count)| *count >= 10);
+    let named = large.iter().map(|(name, count)| format!("`{name}` {count}"));
+    let rest: u64 = small.iter().map(|(_, count)| count).sum();
+    format!("{}, smaller ones {rest}", named.collect::<Vec<_>>().join(", "))
+}
+
+/// The client's end over TCP.
+fn ask_socket(stage: &Stage, outcome: &mut Outcome) -> Result<()> {
     let config = stage.service.config_path().display().to_string();
     // Once beforehand: the first run brings the library onto the node, which no later one does.
     count(&["calls", &config], FEW)?;
@@ -54,13 +128,13 @@ fn ask(arguments: &Arguments) -> Result<()> {
     let address = echo_server()?.to_string();
     let raw = callgrind::per_trip(&["socket", &address], (FEW, MANY))?;
     let figure = Detailed::beside(
-        format!("client's instructions a round trip, {PAYLOAD} B"),
-        "blocking socket",
+        format!("client's instructions a warm tcp call, {PAYLOAD} B"),
+        Raw::TcpBlocking.name(),
         &Compared::once(instructions(ours)?, instructions(raw)?),
     );
     let note = format!("{} more than the socket alone", ours.saturating_sub(raw));
     outcome.push(figure.counted("instructions").note(note));
-    outcome.publish(arguments)
+    Ok(())
 }
 
 /// Under valgrind: calls, checked.

@@ -12,6 +12,7 @@
 //! ```
 
 pub mod arguments;
+pub mod blocks;
 pub mod caller;
 pub mod callgrind;
 pub mod counted;
@@ -31,6 +32,8 @@ pub mod report;
 pub mod rounds;
 pub mod several;
 pub mod stage;
+pub mod stepped;
+pub mod steps;
 pub mod transport;
 
 pub use arguments::Arguments;

@@ -73,16 +73,20 @@ impl Stage {
         Ok(Client::connect(Options::from(self.service.config()))?)
     }
 
-    /// Where the one leased worker is pinned, and a CPU beside it, on which this thread is pinned then.
-    pub fn pin_beside_worker(&self) -> Result<Cpus> {
-        // That of the last lease may not be gone yet, and it is on another CPU.
+    /// The process of the one leased worker. That of the last lease may not be gone yet, and is waited for.
+    pub fn only_worker(&self) -> Result<i32> {
         let mut workers = Vec::new();
         let alone = poll_until(ALONE_BOUND, || {
             workers = self.service.leased_workers(NODE);
             workers.len() == 1
         });
         ensure!(alone, "{} workers hold a lease, not one", workers.len());
-        let worker = workers[0];
+        Ok(workers[0])
+    }
+
+    /// Where the one leased worker is pinned, and a CPU beside it, on which this thread is pinned then.
+    pub fn pin_beside_worker(&self) -> Result<Cpus> {
+        let worker = self.only_worker()?;
         for task in fs::read_dir(format!("/proc/{worker}/task")).context("read its threads")? {
             let status = fs::read_to_string(task?.path().join("status"))?;
             let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));

@@ -95,6 +95,7 @@ impl From<HarvesterError> for Failure {
     fn from(error: HarvesterError) -> Self {
         let code = match &error {
             HarvesterError::Refused { .. } => Code::Refused,
+            HarvesterError::Random(_) => Code::Local,
             _ => Code::Unreachable,
         };
         Self::new(code, error.to_string())

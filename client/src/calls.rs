@@ -482,7 +482,7 @@ impl Calls {
             },
             Status::Ok | Status::Cancelled => Failure::Cancelled,
             Status::Overflow => Failure::WorkerDied {
-                node: open.node.clone(),
+                node: open.lease.node.clone(),
                 detail: "the function wrote past its output".into(),
             },
             Status::UnknownFunction => Failure::Function {

@@ -1,36 +1,34 @@
-//! A caller's identity on one cluster: its key pair, and the way to the harvester.
+//! A caller on one cluster: the way to the harvester, and from there to pools.
 
 use std::sync::Arc;
 
 use ed25519_dalek::SigningKey;
 
 use crate::{
-    error::{AcquireError, ConnectError, HarvesterError},
+    error::{AcquireError, ConnectError, HarvesterError, JoinError},
     harvester::Harvester,
     options::Options,
     pool::Pool,
     request::Request,
+    share::Share,
 };
 
 /// A client of one cluster. Cheap to clone and to send to another thread.
 #[derive(Clone)]
 pub struct Client {
     harvester: Arc<Harvester>,
-    identity: Arc<Identity>,
 }
 
-/// The key that this client's leases are bound to; it never leaves the process.
+/// The key that a pool's leases are bound to. Each pool that acquires makes one of its own, so that what it shares opens its own
+/// leases alone; it leaves the process in a [`Share`] only.
 pub(crate) struct Identity {
     pub(crate) key: SigningKey,
 }
 
 impl Client {
-    /// Makes the client's key and prepares its way to the harvester. Dials at the first request.
+    /// Prepares the way to the harvester. Dials at the first request.
     pub fn connect(options: Options) -> Result<Self, ConnectError> {
-        let mut seed = [0; 32];
-        getrandom::fill(&mut seed).map_err(ConnectError::Random)?;
-        let identity = Arc::new(Identity { key: SigningKey::from_bytes(&seed) });
-        Ok(Self { harvester: Arc::new(Harvester::new(options)?), identity })
+        Ok(Self { harvester: Arc::new(Harvester::new(options)?) })
     }
 
     /// The harvester, for looking at the cluster.
@@ -40,18 +38,31 @@ impl Client {
 
     /// Leases nodes and attaches to them: at least the least number that is asked for, or none.
     pub fn acquire(&self, request: Request) -> Result<Pool, AcquireError> {
-        Pool::acquire(self.harvester.clone(), self.identity.clone(), request)
+        Pool::acquire(self.harvester.clone(), Identity::new()?, request)
+    }
+
+    /// Another pool on leases that exist: a session of its own with each executor, beside those of the pool that shared them. Of
+    /// `request` counts how calls travel and wait; cores, memory, time and account of the leases are the share's.
+    ///
+    /// It needs one of them at least; those that have ended meanwhile are left out. Each pool renews the leases, and moves its own
+    /// calls after an eviction: all meet again on the lease that the first of them gets. A lease ends when the last pool on it is
+    /// released or dropped.
+    pub fn join(&self, share: &Share, request: Request) -> Result<Pool, JoinError> {
+        Pool::join(self.harvester.clone(), share, request)
     }
 }
 
 impl Identity {
-    /// A fresh number for one request, so that a lost reply leases nothing twice.
-    pub(crate) fn request_id(&self) -> Result<Vec<u8>, HarvesterError> {
+    fn new() -> Result<Arc<Self>, HarvesterError> {
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(HarvesterError::Random)?;
+        Ok(Arc::new(Self { key: SigningKey::from_bytes(&seed) }))
+    }
+
+    /// A fresh number for a pool's first request, so that a lost reply leases nothing twice.
+    pub(crate) fn request_id() -> Result<Vec<u8>, HarvesterError> {
         let mut id = vec![0; 16];
-        getrandom::fill(&mut id).map_err(|error| HarvesterError::Refused {
-            reason: format!("the system gives no random bytes: {error}"),
-            code: "Internal".into(),
-        })?;
+        getrandom::fill(&mut id).map_err(HarvesterError::Random)?;
         Ok(id)
     }
 }

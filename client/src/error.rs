@@ -18,9 +18,6 @@ pub enum ConnectError {
     /// This user cannot prove who they are.
     #[error("cannot prove who is calling: {0}")]
     Identity(#[from] gleaner_identity::IdentityError),
-    /// The system gives no randomness, hence no key.
-    #[error("cannot make the client's key: the system gives no random bytes: {0}")]
-    Random(getrandom::Error),
     /// The runtime for the harvester's calls could not start.
     #[error("cannot start the runtime for the harvester's calls: {0}")]
     Runtime(#[source] std::io::Error),
@@ -70,6 +67,16 @@ pub enum HarvesterError {
     /// The caller's own credential could not be made.
     #[error("cannot prove who is calling: {0}")]
     Identity(#[from] gleaner_identity::IdentityError),
+    /// The system gives no randomness, hence no key for the leases and no number for the request.
+    #[error("cannot ask for leases: the system gives no random bytes: {0}")]
+    Random(getrandom::Error),
+}
+
+impl HarvesterError {
+    /// What was asked for was given, and is over.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self, Self::Refused { code, .. } if code == "NotFound")
+    }
 }
 
 /// Why there is no pool.
@@ -93,6 +100,56 @@ pub enum AcquireError {
         /// Why not.
         why: AttachError,
     },
+}
+
+/// Why bytes are no [`crate::Share`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ShareError {
+    /// They were cut, changed, or are something else.
+    #[error(
+        "these bytes are no share of leases: {0}; pass on what Share::to_bytes gave, all of it"
+    )]
+    Malformed(&'static str),
+    /// The process that shares is of another release.
+    #[error(
+        "the share is of protocol {theirs}, and this process speaks {ours}: use one release of Gleaner in all of them"
+    )]
+    Protocol {
+        /// The sharer's.
+        theirs: u32,
+        /// This library's.
+        ours: u32,
+    },
+}
+
+/// Why shared leases were not joined.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The request makes no sense.
+    #[error("the request cannot be met anywhere: {0}")]
+    Request(String),
+    /// The pool that shared had no lease then.
+    #[error(
+        "nothing is shared: the pool had no lease when it made the share; share again when Pool::leases names one"
+    )]
+    Nothing,
+    /// No executor let this client in.
+    #[error(
+        "none of {leases} shared leases could be joined; {node}: {why}; share again from a pool that calls on them"
+    )]
+    Attach {
+        /// How many were shared.
+        leases: usize,
+        /// The node of one of them.
+        node: String,
+        /// Why not.
+        why: AttachError,
+    },
+    /// The background keep-alive was asked for, and there is none.
+    #[error(
+        "the renewing thread could not start: {0}; raise the limit on threads, or renew on call"
+    )]
+    Renewer(#[source] std::io::Error),
 }
 
 /// Why an executor did not let the client in, or dropped its session.

@@ -38,7 +38,7 @@ impl Calls {
             return;
         };
         let end = End::of(open, evicted.as_ref(), why);
-        let lease_id = open.lease_id;
+        let (seat, lease_id) = (open.seat, open.lease.lease_id);
         let verdicts = Verdicts::of(evicted.as_ref());
         let (mut moved, mut lost) = (Vec::new(), Vec::new());
         for (place, call, known) in outstanding(open, session, &verdicts) {
@@ -52,7 +52,8 @@ impl Calls {
         self.stats.evictions += 1;
         let End { node, reason, detail } = end;
         let at = Instant::now();
-        self.relocation.lost(at, &node, reason != EndReason::WorkerFailed.as_str_name());
+        let avoid = reason != EndReason::WorkerFailed.as_str_name();
+        self.relocation.lost(at, seat, &node, avoid);
         let kind = PoolEventKind::Evicted { reason, detail, moved, lost };
         self.note(PoolEvent { at, wall: SystemTime::now(), node, lease_id, kind });
     }
@@ -145,7 +146,7 @@ impl End {
             Some(evicted) => (evicted.reason().as_str_name(), evicted.detail.as_str()),
             None => (EndReason::ExecutorLost.as_str_name(), why),
         };
-        Self { node: open.node.clone(), reason: reason.into(), detail: detail.into() }
+        Self { node: open.lease.node.clone(), reason: reason.into(), detail: detail.into() }
     }
 
     fn words(&self) -> String {

@@ -51,7 +51,9 @@ mod progress;
 mod reactor;
 mod relocate;
 mod request;
+mod seat;
 mod session;
+mod share;
 mod slots;
 mod spin;
 mod tune;
@@ -64,6 +66,7 @@ pub use completions::{Completions, Full};
 pub use dial::Transport;
 pub use error::{
     AcquireError, AttachError, CallError, ConnectError, Failure, FunctionError, HarvesterError,
+    JoinError, ShareError,
 };
 pub use event::{CallStats, EVENTS_MAX, PoolEvent, PoolEventKind, PoolStats};
 pub use function::{Function, Reply, Ticket};
@@ -71,3 +74,4 @@ pub use library::Library;
 pub use options::Options;
 pub use pool::{LeaseView, Pool};
 pub use request::{KeepAlive, Request, Transports, Waiting};
+pub use share::Share;

@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, OnceCell, RefCell, RefMut},
+    io,
     sync::Arc,
     task::Waker,
     time::{Duration, Instant},
@@ -13,7 +14,7 @@ use crate::{
     calls::{Calls, Opened},
     client::Identity,
     dial::Transport,
-    error::{AcquireError, AttachError, FunctionError, HarvesterError},
+    error::{AcquireError, AttachError, FunctionError, HarvesterError, JoinError},
     event::{PoolEvent, PoolStats},
     function::Function,
     harvester::Harvester,
@@ -22,6 +23,7 @@ use crate::{
     local::LocalFunction,
     reactor::Reactor,
     request::{KeepAlive, Request, Waiting},
+    share::Share,
     tune::DETACH_BOUND,
 };
 
@@ -56,15 +58,36 @@ impl Pool {
         request: Request,
     ) -> Result<Self, AcquireError> {
         let mut calls = Calls::new(harvester, identity, request);
-        if calls.request.keep_alive == KeepAlive::Background {
-            let renewer = Renewer::start(calls.request.ttl);
-            calls.renewer = Some(renewer.map_err(|error| {
-                AcquireError::Request(format!("the renewing thread could not start: {error}"))
-            })?);
-        }
+        calls.start_renewer().map_err(|error| {
+            AcquireError::Request(format!("the renewing thread could not start: {error}"))
+        })?;
         calls.first_leases()?;
-        let calls = RefCell::new(calls);
-        Ok(Self { calls, reactor: OnceCell::new(), woken: Cell::default() })
+        Ok(Self::new(calls))
+    }
+
+    pub(crate) fn join(
+        harvester: Arc<Harvester>,
+        share: &Share,
+        request: Request,
+    ) -> Result<Self, JoinError> {
+        let mut calls = Calls::new(harvester, share.identity.clone(), share.request(request));
+        calls.start_renewer().map_err(JoinError::Renewer)?;
+        calls.join(share)?;
+        Ok(Self::new(calls))
+    }
+
+    fn new(calls: Calls) -> Self {
+        Self { calls: RefCell::new(calls), reactor: OnceCell::new(), woken: Cell::default() }
+    }
+
+    /// The live leases, for other pools to [join](crate::Client::join): of other threads, or of other processes. Leases that this
+    /// pool gets later take the places of those that it lost, for all; share before, and keep the pool until others have joined.
+    pub fn share(&self) -> Share {
+        let mut calls = self.calls();
+        calls.relocation.shared = true;
+        let live = calls.sessions.iter().flatten().filter(|open| open.closing.is_none());
+        let seats = live.map(|open| (open.seat, open.lease.clone())).collect();
+        Share::new(calls.identity.clone(), &calls.request, seats)
     }
 
     /// A function of a library, uploaded where it is not yet and opened on every node of the pool, later ones too.
@@ -79,9 +102,9 @@ impl Pool {
         let calls = self.calls();
         let live = calls.sessions.iter().flatten().filter(|open| open.closing.is_none());
         live.map(|open| LeaseView {
-            lease_id: open.lease_id,
-            node: open.node.clone(),
-            cores: open.cores,
+            lease_id: open.lease.lease_id,
+            node: open.lease.node.clone(),
+            cores: open.lease.cores,
             transport: open.transport,
             safe_for: open.safe_until.saturating_duration_since(now),
         })
@@ -114,7 +137,8 @@ impl Pool {
         self.calls().stats
     }
 
-    /// Gives every lease back. Calls under way are given up. Dropping the pool does the same and tells no error.
+    /// Gives every lease back: it ends, unless other pools share it, which end it with the last of them. Calls under way are given
+    /// up. Dropping the pool does the same and tells no error.
     pub fn release(self) -> Result<(), HarvesterError> {
         self.calls().give_back()
     }
@@ -191,9 +215,11 @@ impl Calls {
         };
         match open.open(library, name) {
             Ok(()) => Ok(()),
-            Err(AttachError::Refused { message }) => {
-                Err(FunctionError::Refused { name: name.into(), node: open.node.clone(), message })
-            }
+            Err(AttachError::Refused { message }) => Err(FunctionError::Refused {
+                name: name.into(),
+                node: open.lease.node.clone(),
+                message,
+            }),
             Err(lost) => {
                 self.evict(session, None, &lost.to_string());
                 Ok(())
@@ -201,14 +227,22 @@ impl Calls {
         }
     }
 
-    /// Says goodbye to every executor; what does not answer is given back through the harvester.
+    fn start_renewer(&mut self) -> io::Result<()> {
+        if self.request.keep_alive == KeepAlive::Background {
+            self.renewer = Some(Renewer::start(self.request.ttl)?);
+        }
+        Ok(())
+    }
+
+    /// Says goodbye to every executor; what does not answer is given back through the harvester, unless others may use it: then
+    /// the executor finds this pool gone.
     fn give_back(&mut self) -> Result<(), HarvesterError> {
         self.renewer = None;
         let until = Instant::now() + DETACH_BOUND;
         let mut lease_ids = Vec::new();
         for open in std::mem::take(&mut self.sessions).into_iter().flatten() {
-            let lease_id = open.lease_id;
-            if !open.release(until) {
+            let lease_id = open.lease.lease_id;
+            if !open.release(until) && !self.relocation.shared {
                 lease_ids.push(lease_id);
             }
         }

@@ -76,11 +76,11 @@ impl Reactor {
                 *place = None;
                 continue;
             };
-            if place.as_ref().is_some_and(|known| known.lease_id != open.lease_id) {
+            if place.as_ref().is_some_and(|known| known.lease_id != open.lease.lease_id) {
                 *place = None;
             }
             let known = place.get_or_insert_with(|| Watched {
-                lease_id: open.lease_id,
+                lease_id: open.lease.lease_id,
                 control: false,
                 lanes: vec![None; open.lanes.len()],
             });

@@ -1,4 +1,4 @@
-//! Getting leases: the first ones, and others in the place of those that were evicted.
+//! Getting leases: the first ones, others' that are shared, and new ones in the place of those that were evicted.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -6,19 +6,24 @@ use gleaner_proto::v1::{AcquireRequest, Lease, ReleaseRequest};
 
 use crate::{
     calls::{Calls, State},
+    client::Identity,
     dial::attach_control,
-    error::{AcquireError, AttachError, CallError, Failure, HarvesterError},
+    error::{AcquireError, AttachError, CallError, Failure, HarvesterError, JoinError},
     event::{PoolEvent, PoolEventKind},
     local::LocalFunction,
+    seat::Seat,
     session::Session,
-    tune::{AVOID_FOR, RELOCATE_BACKOFF},
+    share::Share,
+    tune::{AVOID_FOR, RELOCATE_BACKOFF, SUCCESSIONS_MAX},
 };
 
 /// What a pool remembers of its search for leases.
 pub(crate) struct Relocation {
-    /// How many leases the pool had when it began.
-    pub(crate) target: usize,
-    /// Since when it has fewer, and when it asks again.
+    /// Other pools may be on its leases.
+    pub(crate) shared: bool,
+    /// The places of leases that it lost, as they are asked for next.
+    lost: Vec<Seat>,
+    /// Since when it has lost some, and when it asks again.
     since: Option<Instant>,
     next: Instant,
     backoff: Duration,
@@ -32,7 +37,8 @@ pub(crate) struct Relocation {
 impl Relocation {
     pub(crate) fn new() -> Self {
         Self {
-            target: 0,
+            shared: false,
+            lost: Vec::new(),
             since: None,
             next: Instant::now(),
             backoff: RELOCATE_BACKOFF.0,
@@ -43,7 +49,8 @@ impl Relocation {
     }
 
     /// A lease was lost now; its node is avoided for a while unless the lease's own worker was at fault.
-    pub(crate) fn lost(&mut self, now: Instant, node: &str, avoid: bool) {
+    pub(crate) fn lost(&mut self, now: Instant, seat: Seat, node: &str, avoid: bool) {
+        self.lost.push(seat.next());
         self.since.get_or_insert(now);
         self.next = now;
         self.backoff = RELOCATE_BACKOFF.0;
@@ -75,24 +82,39 @@ impl Calls {
         self.request.check()?;
         let (min, max) = (*self.request.nodes.start(), *self.request.nodes.end());
         let began = Instant::now();
-        let leases = match self.ask(min, max) {
+        let leases = match Identity::request_id().and_then(|id| self.ask(id, min, max)) {
             Err(HarvesterError::Refused { reason, .. }) if self.request.local_fallback => {
                 self.fall_back(reason);
                 return Ok(());
             }
             other => other?,
         };
+        let leases: Vec<_> =
+            leases.into_iter().map(|lease| (Seat::of(lease.lease_id), lease)).collect();
         let refused = self.attach_all(&leases, began);
         let attached = self.live() as u32;
         if let Some((node, why)) = refused.filter(|_| attached < min) {
-            let lease_ids = leases.iter().map(|lease| lease.lease_id).collect();
+            let lease_ids = leases.iter().map(|(_, lease)| lease.lease_id).collect();
             self.sessions.clear();
             // They would expire by themselves; this only frees them sooner.
             let _ = self.harvester.release(ReleaseRequest { lease_ids });
             return Err(AcquireError::Attach { attached, needed: min, node, why });
         }
-        self.relocation.target = self.live();
         Ok(())
+    }
+
+    /// Attaches to leases that another pool shares: to one at least.
+    pub(crate) fn join(&mut self, share: &Share) -> Result<(), JoinError> {
+        self.request.check().map_err(|error| JoinError::Request(error.to_string()))?;
+        self.relocation.shared = true;
+        let refused = self.attach_all(&share.seats, Instant::now());
+        match (self.live(), refused) {
+            (0, Some((node, why))) => {
+                Err(JoinError::Attach { leases: share.seats.len(), node, why })
+            }
+            (0, None) => Err(JoinError::Nothing),
+            _ => Ok(()),
+        }
     }
 
     /// Replaces what was evicted, when it is time to try; ends what waits in vain.
@@ -100,21 +122,18 @@ impl Calls {
         let Some(since) = self.relocation.since.filter(|_| !self.relocation.local) else {
             return;
         };
-        let missing = self.relocation.target.saturating_sub(self.live());
-        if missing == 0 {
-            self.relocation.since = None;
-            return;
-        }
         if now < self.relocation.next {
             return;
         }
-        let began = Instant::now();
-        let why = match self.ask(1, missing as u32) {
-            Ok(leases) => self.attach_all(&leases, began).map(|(_, why)| why.to_string()),
-            Err(error) => Some(error.to_string()),
-        };
-        if let Some(why) = why {
-            self.relocation.failed(Instant::now(), why);
+        while let Some(seat) = self.relocation.lost.pop() {
+            if let Err((seat, why)) = self.succeed(seat) {
+                self.relocation.lost.push(seat);
+                self.relocation.failed(Instant::now(), why);
+                break;
+            }
+        }
+        if self.relocation.lost.is_empty() {
+            self.relocation.since = None;
         }
         if self.live() == 0 && since.elapsed() >= self.request.patience {
             self.give_up();
@@ -134,30 +153,52 @@ impl Calls {
         }
     }
 
-    fn ask(&mut self, min: u32, max: u32) -> Result<Vec<Lease>, HarvesterError> {
+    /// A lease for a place that has lost its own: another pool's that shares the place, if one was quicker. Else which place to ask
+    /// for next, and why.
+    fn succeed(&mut self, mut seat: Seat) -> Result<(), (Seat, String)> {
+        let began = Instant::now();
+        let key = self.identity.key.verifying_key();
+        for _ in 0..SUCCESSIONS_MAX {
+            match self.ask(seat.request_id(&key), 1, 1) {
+                Ok(leases) => {
+                    let leases: Vec<_> = leases.into_iter().map(|lease| (seat, lease)).collect();
+                    return match self.attach_all(&leases, began) {
+                        None => Ok(()),
+                        Some((_, why)) => Err((seat.next(), why.to_string())),
+                    };
+                }
+                // Others have had that one already, and lost it.
+                Err(over) if over.is_over() => seat = seat.next(),
+                Err(error) => return Err((seat, error.to_string())),
+            }
+        }
+        Err((seat, "the leases in its place ended as fast as they were asked for".into()))
+    }
+
+    fn ask(&mut self, id: Vec<u8>, min: u32, max: u32) -> Result<Vec<Lease>, HarvesterError> {
         let now = Instant::now();
         self.relocation.avoid.retain(|(_, until)| *until > now);
         let request = AcquireRequest {
-            request_id: self.identity.request_id()?.into(),
+            request_id: id.into(),
             client_public_key: self.identity.key.verifying_key().to_bytes().to_vec().into(),
             nodes_min: min,
             nodes_max: max,
-            cores: self.request.cores,
-            memory_bytes: self.request.memory_bytes,
-            ttl_ms: self.request.ttl.as_millis() as u64,
-            partition: self.request.partition.clone(),
-            account: self.request.account.clone(),
             avoid_nodes: self.relocation.avoid.iter().map(|(node, _)| node.clone()).collect(),
+            ..self.request.wanted()
         };
         Ok(self.harvester.acquire(request)?.leases)
     }
 
     /// Attaches to every lease and opens the pool's functions there; returns one refusal, if there was any.
-    fn attach_all(&mut self, leases: &[Lease], began: Instant) -> Option<(String, AttachError)> {
+    fn attach_all(
+        &mut self,
+        leases: &[(Seat, Lease)],
+        began: Instant,
+    ) -> Option<(String, AttachError)> {
         let granted = began.elapsed();
         let mut refused = None;
-        for lease in leases {
-            match self.attach(lease) {
+        for (seat, lease) in leases {
+            match self.attach(*seat, lease) {
                 Ok(session) => self.welcome(session, granted, began.elapsed()),
                 Err(why) => refused = Some((lease.node.clone(), why)),
             }
@@ -165,9 +206,9 @@ impl Calls {
         refused
     }
 
-    fn attach(&self, lease: &Lease) -> Result<Session, AttachError> {
+    fn attach(&self, seat: Seat, lease: &Lease) -> Result<Session, AttachError> {
         let options = self.harvester.options();
-        let mut session = Session::attach(lease, &self.identity.key, &self.request, options)?;
+        let mut session = Session::attach(seat, lease, &self.identity.key, &self.request, options)?;
         for function in &self.functions {
             session.open(&function.library, &function.name)?;
         }
@@ -180,7 +221,7 @@ impl Calls {
 
     fn welcome(&mut self, session: Session, granted: Duration, took: Duration) {
         let kind = PoolEventKind::Leased { granted, took };
-        let (node, lease_id) = (session.node.clone(), session.lease_id);
+        let (node, lease_id) = (session.lease.node.clone(), session.lease.lease_id);
         self.note(PoolEvent { at: Instant::now(), wall: SystemTime::now(), node, lease_id, kind });
         match self.sessions.iter_mut().find(|place| place.is_none()) {
             Some(place) => *place = Some(session),

@@ -6,7 +6,7 @@ use gleaner_config::Config;
 use gleaner_fabric::Geometry;
 use gleaner_proto::{
     header::{BLOCK_ALIGN, GUARD_LEN, HEADER_LEN},
-    v1,
+    v1::{self, AcquireRequest},
 };
 
 use crate::{dial::Transport, error::AcquireError};
@@ -224,6 +224,30 @@ impl Request {
         let block = bytes.saturating_add((HEADER_LEN + GUARD_LEN) as u64);
         self.arena_bytes = self.arena_bytes.max(block.next_multiple_of(BLOCK_ALIGN as u64));
         self
+    }
+
+    /// What each of its leases is to be, for the harvester: on which nodes and by whom is not said here.
+    pub(crate) fn wanted(&self) -> AcquireRequest {
+        AcquireRequest {
+            cores: self.cores,
+            memory_bytes: self.memory_bytes,
+            ttl_ms: self.ttl.as_millis() as u64,
+            partition: self.partition.clone(),
+            account: self.account.clone(),
+            ..Default::default()
+        }
+    }
+
+    /// The same way of calling, on leases as these.
+    pub(crate) fn wanting(self, leases: &AcquireRequest) -> Self {
+        Self {
+            cores: leases.cores,
+            memory_bytes: leases.memory_bytes,
+            ttl: Duration::from_millis(leases.ttl_ms),
+            partition: leases.partition.clone(),
+            account: leases.account.clone(),
+            ..self
+        }
     }
 
     /// What each lane is asked to be.

@@ -19,13 +19,13 @@ use crate::{
     library::Library,
     options::Options,
     request::{Request, Waiting},
+    seat::Seat,
 };
 
 /// A session with one lease's executor.
 pub(crate) struct Session {
-    pub(crate) lease_id: u64,
-    pub(crate) node: String,
-    pub(crate) cores: u32,
+    pub(crate) seat: Seat,
+    pub(crate) lease: v1::Lease,
     pub(crate) transport: Transport,
     pub(crate) epoch: u64,
     pub(crate) lanes: Vec<Lane>,
@@ -46,6 +46,7 @@ pub(crate) struct Session {
 impl Session {
     /// Attaches to a lease and opens its lanes.
     pub(crate) fn attach(
+        seat: Seat,
         lease: &v1::Lease,
         key: &SigningKey,
         request: &Request,
@@ -54,7 +55,7 @@ impl Session {
         let dialler = Dialler::new(lease, key, options)?;
         let mut refused = None;
         for &transport in dialler.transports(request.transport) {
-            match Self::attach_over(transport, &dialler, request) {
+            match Self::attach_over(seat, transport, &dialler, request) {
                 Err(error) if error.is_of_the_way() => refused = Some(error),
                 result => return result,
             }
@@ -63,6 +64,7 @@ impl Session {
     }
 
     fn attach_over(
+        seat: Seat,
         transport: Transport,
         dialler: &Dialler<'_>,
         request: &Request,
@@ -84,9 +86,8 @@ impl Session {
             .map(|lane| dialler.lane(&carrier, attached.session_id, lane, geometry))
             .collect::<Result<_, _>>()?;
         Ok(Self {
-            lease_id: lease.lease_id,
-            node: lease.node.clone(),
-            cores: lease.cores,
+            seat,
+            lease: lease.clone(),
             transport: carrier.transport(),
             epoch: attached.grant_epoch,
             lanes,
@@ -164,7 +165,7 @@ impl Session {
         }
     }
 
-    /// Says goodbye and gives the lease back; true if the executor confirmed it in time.
+    /// Says goodbye: the lease ends when nobody else is attached to it. True if the executor confirmed it in time.
     pub(crate) fn release(mut self, until: Instant) -> bool {
         let detach = to_agent::Message::Detach(Detach { release: true });
         if self.control.send(detach, until).is_err() {

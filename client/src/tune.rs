@@ -23,6 +23,8 @@ pub(crate) const DROPPED_GRACE: Duration = Duration::from_secs(3600);
 /// First and longest wait between two requests for a lease that replaces an evicted one.
 pub(crate) const RELOCATE_BACKOFF: (Duration, Duration) =
     (Duration::from_millis(20), Duration::from_millis(500));
+/// Leases of one place that have come and gone without this pool, and are asked after in one go.
+pub(crate) const SUCCESSIONS_MAX: u32 = 64;
 /// For how long a node that evicted this pool is not asked for again.
 pub(crate) const AVOID_FOR: Duration = Duration::from_secs(2);
 /// How long giving a lease back may take.

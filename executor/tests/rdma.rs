@@ -18,7 +18,11 @@ use gleaner_testkit::{
     guest::{Guest, Network, unsupported},
     wait_until,
 };
-use service::{PATIENCE, Service, functions, request};
+use service::{
+    PATIENCE, Service,
+    fair::{assert_turns, served_beside_a_flood},
+    functions, request,
+};
 
 const RDMA: Transports = Transports::Only(Transport::Rdma);
 
@@ -198,6 +202,13 @@ fn a_worker_s_share_of_the_device_is_bounded() {
     assert!(limit.contains(&format!("hca_handle=1 hca_object={objects}")), "{limit}");
     let used = fs::read_to_string(group.join("rdma.current")).unwrap();
     assert!(used.contains(&format!("hca_handle=1 hca_object={OBJECTS_PER_LINK}")), "{used}");
+}
+
+#[test]
+#[ignore = "needs an RDMA device"]
+fn a_flood_delays_the_others_by_one_call_a_turn() {
+    let service = Service::with(&["n1"], rdma_on);
+    assert_turns(&served_beside_a_flood(&service, |request| request.transport(RDMA), 2));
 }
 
 #[test]

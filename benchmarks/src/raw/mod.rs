@@ -13,6 +13,7 @@ pub(crate) mod verbs;
 
 use anyhow::{Result, ensure};
 
+pub(crate) use self::shm::stride;
 use crate::{
     caller::{PIPELINED_BYTES, check, pipeline},
     rounds::Sample,
@@ -88,6 +89,11 @@ impl Raw {
             Self::VerbsEvents => run(&mut verbs::start::<verbs::Slept>(load)?, load, trips, sample),
         }
     }
+}
+
+/// The caller's end of [`Raw::Shm`], for who runs it in another way than by rounds.
+pub(crate) fn spinning(load: Load) -> Result<impl Transport> {
+    shm::start::<shm::Spin>(load)
 }
 
 impl Load {

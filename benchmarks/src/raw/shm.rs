@@ -122,6 +122,11 @@ unsafe impl Send for Ring {}
 // SAFETY: as above.
 unsafe impl Sync for Ring {}
 
+/// Bytes from one slot to the next. The requests' come first.
+pub(crate) fn stride(load: Load) -> usize {
+    (HEAD + load.request.max(load.reply())).next_multiple_of(LINES)
+}
+
 /// One slot of one direction.
 struct Place<'a> {
     flag: &'a AtomicU32,
@@ -130,7 +135,7 @@ struct Place<'a> {
 
 impl Ring {
     fn new(load: Load) -> Result<Self> {
-        let stride = (HEAD + load.request.max(load.reply())).next_multiple_of(LINES);
+        let stride = stride(load);
         let len = NonZeroUsize::new(2 * load.depth * stride).context("an empty mapping")?;
         let file = memfd_create("baseline", MFdFlags::MFD_CLOEXEC).context("make a memfd")?;
         nix::unistd::ftruncate(&file, len.get() as i64).context("size the memfd")?;

@@ -97,6 +97,8 @@ pub(super) struct Lease {
     pub(super) functions: Functions,
     /// Since when nobody has been attached; `None` while somebody is, or when the last one said that it will come back.
     pub(super) orphan_since: Option<Stamp>,
+    /// A client gave it back: it is over when nobody is attached any more.
+    given_back: bool,
     /// Why it is ending, once it is.
     pub(super) ending: Option<(EndReason, String)>,
     /// The worker's socket is closed: until when the keeper's word on its death is awaited.
@@ -142,6 +144,7 @@ impl Lease {
             links: vec![0; usize::from(sessions_max)],
             functions: Functions::default(),
             orphan_since: None,
+            given_back: false,
             ending: None,
             lost: None,
             stop_at: None,
@@ -295,6 +298,16 @@ impl Lease {
             self.orphan_since = Some(now);
         }
         self.tell(&ToWorker::DropSession { session: session.index }, None)
+    }
+
+    /// Its client needs it no more. Others may.
+    pub(super) fn give_back(&mut self) {
+        self.given_back = true;
+    }
+
+    /// It was given back, and nobody is attached or has said that it will come back.
+    pub(super) fn is_left(&self) -> bool {
+        self.given_back && self.orphan_since.is_some()
     }
 
     fn forget(&mut self, id: u64, index: u16) {

@@ -405,10 +405,10 @@ impl Node {
             }
             to_agent::Message::Detach(v1::Detach { release }) => {
                 self.answer(id, from_agent::Message::Detached(v1::Detached {}));
-                self.end_session(id, true);
-                if release {
-                    self.end_lease(lease, EndReason::Released, "its client gave it back");
+                if let Some(held) = self.leases.get_mut(&lease).filter(|_| release) {
+                    held.give_back();
                 }
+                self.end_session(id, !release);
             }
             // Uploads are the connection's; a second greeting is nobody's.
             to_agent::Message::Upload(_)
@@ -467,10 +467,14 @@ impl Node {
         let Some(lease) = self.sessions.remove(&id) else {
             return;
         };
-        let told =
-            self.leases.get_mut(&lease).map(|held| held.detach(id, comes_back, clock::now()));
-        if let Some(Err(error)) = told {
+        let Some(held) = self.leases.get_mut(&lease) else { return };
+        let told = held.detach(id, comes_back, clock::now());
+        let left = held.is_left();
+        if let Err(error) = told {
             self.worker_lost(lease, &error.to_string());
+        }
+        if left {
+            self.end_lease(lease, EndReason::Released, "its client gave it back");
         }
     }
 

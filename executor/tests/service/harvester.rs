@@ -17,7 +17,7 @@ use gleaner_identity::{Auth, Authority};
 use gleaner_lease::{
     clock::{BootId, Instance, Stamp},
     issuer::{Beat, Issuer, Join, Limits, Numbers, Request},
-    state::EndReason,
+    state::{EndReason, State},
 };
 use gleaner_proto::{
     PROTOCOL,
@@ -53,6 +53,8 @@ pub(crate) struct Book {
     pub(crate) events: Vec<(NodeName, from_executor::Message)>,
     /// The usage of each lease in the last heartbeat that named it.
     pub(crate) usage: BTreeMap<u64, v1::Usage>,
+    /// What each request was given.
+    requests: BTreeMap<Vec<u8>, Vec<v1::Lease>>,
     /// Nodes that get no leases.
     pub(crate) held: Vec<NodeName>,
     /// Grants nothing and acknowledges nothing while this is set.
@@ -92,6 +94,7 @@ impl Harvester {
             executors: BTreeMap::new(),
             events: Vec::new(),
             usage: BTreeMap::new(),
+            requests: BTreeMap::new(),
             held: Vec::new(),
             silent: false,
             unread: Vec::new(),
@@ -331,6 +334,27 @@ impl Book {
         Ok(AcquireReply { leases })
     }
 
+    /// The same for a request's id: asked again, it leases nothing twice.
+    fn acquire_once(&mut self, request: &AcquireRequest) -> Result<AcquireReply, Status> {
+        if let Some(leases) = self.requests.get(&request.request_id[..]) {
+            let live = |lease: &&v1::Lease| {
+                let known = self.issuer.lease(LeaseId(lease.lease_id));
+                known.is_some_and(|lease| lease.state == State::Live)
+            };
+            let leases: Vec<_> = leases.iter().filter(live).cloned().collect();
+            let over = || Status::not_found("the leases of this request have ended");
+            return if leases.is_empty() { Err(over()) } else { Ok(AcquireReply { leases }) };
+        }
+        let reply = self.acquire(request)?;
+        self.requests.insert(request.request_id.to_vec(), reply.leases.clone());
+        Ok(reply)
+    }
+
+    /// How many leases were given so far.
+    pub(crate) fn leases_given(&self) -> usize {
+        self.requests.values().map(Vec::len).sum()
+    }
+
     /// Ends a lease and tells its executor.
     pub(crate) fn end(&mut self, lease: u64, reason: EndReason) {
         if let Some(ending) = self.issuer.end(LeaseId(lease), reason) {
@@ -395,7 +419,7 @@ impl Leases for Services {
     ) -> Result<Response<AcquireReply>, Status> {
         let request = request.into_inner();
         let mut book = self.0.lock().unwrap();
-        let reply = book.acquire(&request)?;
+        let reply = book.acquire_once(&request)?;
         Ok(book.answer("Leases/Acquire", &request, reply))
     }
 

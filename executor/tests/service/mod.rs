@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // each test program uses a part
 
+pub(crate) mod fair;
 pub(crate) mod harvester;
 mod munged;
 pub(crate) mod raw;

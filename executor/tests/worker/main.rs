@@ -7,3 +7,4 @@ mod faults;
 mod libraries;
 mod rig;
 mod sleeps;
+mod turns;

@@ -14,6 +14,8 @@ use crate::moment::Clock;
 pub enum RefusalKind {
     /// The request can never succeed as it is.
     Invalid,
+    /// What it asked for was given and is over: only another request can succeed.
+    Over,
     /// The caller may not.
     Denied,
     /// Nothing is free, or a quota is used up: later it may succeed.
@@ -310,10 +312,10 @@ impl Refusal {
             Self::Invalid { .. }
             | Self::UnknownPartition { .. }
             | Self::RequestReused
-            | Self::RequestOver
             | Self::Hostlist(_)
             | Self::NoNodes
             | Self::UnknownNodes { .. } => RefusalKind::Invalid,
+            Self::RequestOver => RefusalKind::Over,
             Self::Account { .. } | Self::NotAdmin { .. } => RefusalKind::Denied,
             Self::QuotaCores { .. }
             | Self::QuotaLeases { .. }

@@ -312,6 +312,7 @@ pub(super) fn refused(refusal: Refusal) -> Status {
     let text = refusal.to_string();
     match refusal.kind() {
         RefusalKind::Invalid => Status::invalid_argument(text),
+        RefusalKind::Over => Status::not_found(text),
         RefusalKind::Denied => Status::permission_denied(text),
         RefusalKind::Exhausted => Status::resource_exhausted(text),
         RefusalKind::Unavailable => Status::unavailable(text),
