@@ -54,6 +54,8 @@ pub struct RdmaLink {
     confirmed: u64,
     /// The number of the next write that asks for a completion.
     signalled: u64,
+    /// Up to this number, writes find room and ask for no completion.
+    silent: u64,
     /// Writes that wait for others to go out with, while `holds`.
     held: Vec<Write>,
     holds: bool,
@@ -90,6 +92,7 @@ impl RdmaLink {
             posted: 0,
             confirmed: 0,
             signalled: 1,
+            silent: 0,
             held: Vec::with_capacity(POSTS_BATCH),
             holds: false,
             used: 0,
@@ -148,24 +151,26 @@ impl RdmaLink {
         }
     }
 
-    /// True if the next write is to be signalled. Then the queue of those that have ended is looked at too: so that seldom
-    /// anything else need look.
-    fn signals(&mut self) -> Result<bool, LinkError> {
-        let open = self.posted - self.confirmed;
-        if open + 1 >= u64::from(self.parts.depth.sends) {
+    /// Makes sure of room for the next write; true if it is to be signalled. The queue of those that have ended is looked at
+    /// here, and seldom anywhere else.
+    #[cold]
+    fn make_room(&mut self) -> Result<bool, LinkError> {
+        let sends = u64::from(self.parts.depth.sends);
+        if self.posted - self.confirmed + 1 >= sends {
             self.send_held()?;
-            self.ended()?;
-            if self.posted - self.confirmed == open {
-                self.look()?;
-                return Err(LinkError::Window { window: self.parts.geometry.window });
-            }
         }
-        if self.posted + 1 < self.signalled {
-            return Ok(false);
-        }
-        self.signalled += u64::from(self.parts.depth.sends / SIGNALS_PER_ROUND).max(1);
         self.ended()?;
-        Ok(true)
+        let room = (self.confirmed + sends).saturating_sub(self.posted + 1);
+        if room == 0 {
+            self.look()?;
+            return Err(LinkError::Window { window: self.parts.geometry.window });
+        }
+        let signals = self.posted + 1 >= self.signalled;
+        if signals {
+            self.signalled += (sends / u64::from(SIGNALS_PER_ROUND)).max(1);
+        }
+        self.silent = (self.posted + room).min(self.signalled - 1);
+        Ok(signals)
     }
 
     /// Hands held writes over to the device, by one post.
@@ -207,8 +212,7 @@ impl RdmaLink {
         }
         self.used += 1;
         if self.used == self.parts.chain.count() {
-            self.used = 0;
-            self.parts.chain.post(&mut self.pair)?;
+            self.refill()?;
         }
         let Some(raw) = immediate else {
             return Err(LinkError::NoImmediate);
@@ -226,6 +230,13 @@ impl RdmaLink {
             return Err(LinkError::Immediate { immediate: raw, block: header.block });
         }
         Ok(Some(arrival))
+    }
+
+    /// Posts receives again, all that one batch has used up.
+    #[cold]
+    fn refill(&mut self) -> Result<(), RdmaError> {
+        self.used = 0;
+        self.parts.chain.post(&mut self.pair)
     }
 
     /// Why the queue pair has failed: a flushed request only says that it has.
@@ -296,7 +307,7 @@ impl Link for RdmaLink {
         if self.closed {
             return Err(LinkError::Closed);
         }
-        let signals = self.signals()?;
+        let signals = self.posted >= self.silent && self.make_room()?;
         let start = block.offset as usize;
         let end = start + HEADER_LEN + header.payload_len as usize;
         self.parts.outgoing.bytes_mut()[start..start + HEADER_LEN]

@@ -62,7 +62,7 @@ impl Unconnected {
         let sends = CompletionQueue::new(device, depth.sends, false)?;
         let receives = CompletionQueue::new(device, depth.receives, true)?;
         let mut pair = QueuePair::new(&domain, &sends, &receives, depth)?.init(port)?;
-        let mut chain = Receives::new(batch(geometry));
+        let mut chain = Receives::new(RECEIVES_BATCH);
         for _ in 0..depth.receives / chain.count() {
             chain.post(&mut pair)?;
         }
@@ -119,17 +119,12 @@ impl Unconnected {
     }
 }
 
-/// Receives that are posted at a time.
-fn batch(geometry: Geometry) -> u32 {
-    u32::from(geometry.window).min(RECEIVES_BATCH)
-}
-
 /// A window of receives, and the batch that is being used up. A window of writes and more, so that few ask for a completion.
 fn depth(geometry: Geometry, queue_max: u32) -> Depth {
-    let (window, batch) = (u32::from(geometry.window), batch(geometry));
+    let window = u32::from(geometry.window);
     Depth {
         sends: (2 * window).next_power_of_two().max(SENDS_MIN).min(queue_max),
-        receives: window.next_multiple_of(batch) + batch,
+        receives: window.next_multiple_of(RECEIVES_BATCH) + RECEIVES_BATCH,
         inline: INLINE_WANTED,
     }
 }
