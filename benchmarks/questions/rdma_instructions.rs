@@ -57,8 +57,13 @@ fn ask(arguments: &Arguments) -> Result<()> {
             Raw::Verbs.name(),
             &compared,
         );
+        let calls = |over: &str| {
+            callgrind::system_calls(&[over, &payload.to_string()], arguments.pick((8, 72), (2, 4)))
+        };
+        let (calls, verbs) = (calls("link")?, calls("verbs")?);
         let added = ours.saturating_sub(raw);
         let figure = figure.counted("instructions").note(format!("{added} more than verbs alone"));
+        let figure = figure.note(format!("{calls} system calls, verbs alone {verbs}"));
         outcome.push(figure.judged(&format!("≤ baseline + {GOAL}"), added <= GOAL));
     }
     outcome.publish(arguments)

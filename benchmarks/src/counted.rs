@@ -20,7 +20,7 @@ pub fn over_verbs(load: Load, trips: u64) -> Result<()> {
     let (mut client, mut worker) = verbs::pair::<Settled>(load)?;
     let (request, mut reply) = (vec![7; load.request], vec![0; load.reply()]);
     for number in 0..trips {
-        client.request(&request, number as u32)?;
+        client.request(load.work, &request, number as u32)?;
         pause();
         worker.serve_one(load)?;
         pause();
@@ -34,7 +34,7 @@ pub fn over_link(load: Load, trips: u64) -> Result<()> {
     let (mut client, mut worker) = link::pair(load)?;
     let (request, mut reply) = (vec![7; load.request], vec![0; load.reply()]);
     for number in 0..trips {
-        link::request(&mut client, number, &request)?;
+        link::request(&mut client, load.work, number, &request)?;
         let arrival = settled(&mut worker)?;
         link::serve(&mut worker, load, &arrival)?;
         let arrival = settled(&mut client)?;

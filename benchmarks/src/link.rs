@@ -12,7 +12,7 @@ use gleaner_proto::header::{BLOCK_ALIGN, GUARD_LEN, HEADER_LEN, Header, Kind, St
 
 use crate::{
     peer::{self, Peer, Role},
-    raw::{Load, Transport, run},
+    raw::{Load, Transport, Work, run},
     rounds::Sample,
     stage::Trips,
 };
@@ -34,6 +34,7 @@ pub(crate) struct End {
     /// First: the peer goes when it finds this one gone.
     link: RdmaLink,
     waiting: Waiting,
+    work: Work,
     sent: u64,
     received: u64,
     _peer: Peer,
@@ -41,7 +42,7 @@ pub(crate) struct End {
 
 /// One round: new ends, and as many round trips.
 pub fn round(waiting: Waiting, load: Load, trips: Trips, sample: &mut Sample) -> Result<()> {
-    run(&mut start(waiting, load)?, load, trips, sample)
+    run(&mut start(waiting, waiting, load)?, load, trips, sample)
 }
 
 fn prepare(load: Load) -> Result<Unconnected> {
@@ -64,13 +65,13 @@ pub fn pair(load: Load) -> Result<(RdmaLink, RdmaLink)> {
 }
 
 /// Starts the worker's end, in a process of its own; it goes when the client's is dropped.
-pub(crate) fn start(waiting: Waiting, load: Load) -> Result<End> {
-    let role = if waiting == Waiting::Hot { Role::HotLink } else { Role::WarmLink };
+pub(crate) fn start(waiting: Waiting, worker: Waiting, load: Load) -> Result<End> {
+    let role = if worker == Waiting::Hot { Role::HotLink } else { Role::WarmLink };
     let mut peer = Peer::start(role, load)?;
     let mine = prepare(load)?;
     let theirs = peer.meet(&mine.endpoint())?;
     let link = mine.connect(&theirs, Side::Client, peer.socket()?.into())?;
-    Ok(End { link, waiting, sent: 0, received: 0, _peer: peer })
+    Ok(End { link, waiting, work: load.work, sent: 0, received: 0, _peer: peer })
 }
 
 /// The worker's process: serves until the client has gone.
@@ -100,11 +101,11 @@ pub fn serve(worker: &mut RdmaLink, load: Load, arrival: &Arrival) -> Result<()>
 }
 
 /// Sends request number `number` with what is in `fill`.
-pub fn request(client: &mut RdmaLink, number: u64, fill: &[u8]) -> Result<()> {
+pub fn request(client: &mut RdmaLink, work: Work, number: u64, fill: &[u8]) -> Result<()> {
     let geometry = client.geometry();
     let slot = (number % u64::from(geometry.window)) as u16;
     let block = geometry.slot(slot);
-    client.outgoing(block)[..fill.len()].copy_from_slice(fill);
+    work.fill(client.outgoing(block), fill);
     let header = Header {
         generation: (number / u64::from(geometry.window)) as u32 + 1,
         slot,
@@ -136,7 +137,7 @@ fn next(link: &mut RdmaLink, waiting: Waiting) -> Result<Arrival, LinkError> {
 
 impl Transport for End {
     fn send(&mut self, request: &[u8]) -> Result<()> {
-        self::request(&mut self.link, self.sent, request)?;
+        self::request(&mut self.link, self.work, self.sent, request)?;
         self.sent += 1;
         Ok(())
     }

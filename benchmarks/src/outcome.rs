@@ -20,6 +20,9 @@ pub struct Outcome {
     pub machine: Machine,
     /// Threads that spin while it is measured; more of them than cores is oversubscription.
     pub spinning: usize,
+    /// The device under it is the kernel's own software: its times mean nothing, ratios and counts do.
+    #[serde(default)]
+    pub emulated: bool,
     /// What was found.
     pub figures: Vec<Detailed>,
     /// What could not be measured here, and why.
@@ -42,9 +45,21 @@ impl Outcome {
             quick: arguments.quick,
             machine,
             spinning,
+            emulated: false,
             figures: Vec::new(),
             not_measured: Vec::new(),
         }
+    }
+
+    /// Looks what RDMA devices there are: whether their times mean anything.
+    pub fn on_rdma(&mut self) -> Result<()> {
+        let devices = gleaner_fabric::rdma::devices()?;
+        println!("  on {}", devices.join(", "));
+        if devices.iter().all(|device| device.starts_with("rxe")) {
+            self.emulated = true;
+            self.cannot("times: this device is the kernel's own software (Soft-RoCE), so that only ratios and counts mean something; `make bench-rdma` on a machine with an RDMA device measures them");
+        }
+        Ok(())
     }
 
     /// Adds a figure and prints it.

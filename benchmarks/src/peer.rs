@@ -46,6 +46,9 @@ const ROLES: [(Role, &str); 4] = [
     (Role::WarmLink, "warm-link"),
 ];
 
+const WORKS: [(Work, &str); 3] =
+    [(Work::Echo, "echo"), (Work::Sum, "sum"), (Work::Sample, "sample")];
+
 /// A peer's process. Dropped: waited for, and killed if it does not end.
 pub(crate) struct Peer {
     child: Child,
@@ -56,8 +59,7 @@ impl Peer {
     pub(crate) fn start(role: Role, load: Load) -> Result<Self> {
         let (socket, theirs) = UnixStream::pair().context("make a socket")?;
         socket.set_read_timeout(Some(BOUND))?;
-        let name = ROLES.iter().find(|(known, _)| *known == role).map_or("", |(_, name)| name);
-        let work = if load.work == Work::Echo { "echo" } else { "sum" };
+        let (name, work) = (name_of(&ROLES, role), name_of(&WORKS, load.work));
         let numbers = [load.request, load.depth, load.cpu].map(|number| number.to_string());
         let mut command = Command::new(std::env::current_exe()?);
         command.args([PEER, name, work]).args(numbers).stdin(OwnedFd::from(theirs));
@@ -76,6 +78,14 @@ impl Peer {
     pub(crate) fn socket(&self) -> Result<UnixStream> {
         Ok(self.socket.try_clone()?)
     }
+}
+
+fn name_of<T: PartialEq>(table: &[(T, &'static str)], wanted: T) -> &'static str {
+    table.iter().find(|(known, _)| *known == wanted).map_or("", |(_, name)| name)
+}
+
+fn named<T: Copy>(table: &[(T, &str)], wanted: &str) -> Option<T> {
+    table.iter().find(|(_, name)| *name == wanted).map(|(known, _)| *known)
 }
 
 impl Drop for Peer {
@@ -110,12 +120,11 @@ pub fn play_role() -> Result<bool> {
     let [_, role, work, request, depth, cpu] = &words[..] else {
         bail!("a peer is not started by hand")
     };
-    let work = if work == "echo" { Work::Echo } else { Work::Sum };
+    let work = named(&WORKS, work).context("no such work")?;
     let load = Load { request: request.parse()?, work, depth: depth.parse()?, cpu: cpu.parse()? };
     pin(load.cpu)?;
     let caller = UnixStream::from(dup(std::io::stdin()).context("the caller's socket")?);
-    let role = ROLES.iter().find(|(_, name)| name == role).map(|(role, _)| *role);
-    match role.context("no such role")? {
+    match named(&ROLES, role).context("no such role")? {
         Role::Polled => verbs::serve::<verbs::Polled>(caller, load)?,
         Role::Slept => verbs::serve::<verbs::Slept>(caller, load)?,
         Role::HotLink => link::run_worker(caller, Waiting::Hot, load)?,

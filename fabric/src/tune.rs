@@ -43,7 +43,7 @@ pub const SIGNALS_PER_ROUND: u32 = 4;
 /// Writes that go out together at most, where several are posted at once: one doorbell for all.
 pub const POSTS_BATCH: usize = 16;
 
-/// Receives that are posted at a time, at most: one doorbell for all.
+/// Receives that are posted at a time: one doorbell for all. Each end has so many more than its window.
 pub const RECEIVES_BATCH: u32 = 16;
 
 /// Completions that one poll takes at most.

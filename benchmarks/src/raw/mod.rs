@@ -44,6 +44,9 @@ pub enum Work {
     Echo,
     /// Sends back the wrapping sum of its little-endian u64s.
     Sum,
+    /// Sends back that of a word here and there, its first and its last among them; and who sends writes no others. As little
+    /// as what others measure by touches, and enough to know that the payload has come.
+    Sample,
 }
 
 /// The messages of one baseline.
@@ -113,7 +116,7 @@ impl Work {
     pub fn reply_len(self, request: usize) -> usize {
         match self {
             Self::Echo => request,
-            Self::Sum => size_of::<u64>(),
+            Self::Sum | Self::Sample => WORD,
         }
     }
 
@@ -122,8 +125,36 @@ impl Work {
         match self {
             Self::Echo => reply.copy_from_slice(request),
             Self::Sum => reply.copy_from_slice(&sum(request).to_le_bytes()),
+            Self::Sample => {
+                let words = sampled(request.len());
+                let total = words.fold(0u64, |total, at| total.wrapping_add(word(request, at)));
+                reply.copy_from_slice(&total.to_le_bytes());
+            }
         }
     }
+
+    /// Puts a request into its slot, as far as the peer looks at it.
+    pub fn fill(self, slot: &mut [u8], request: &[u8]) {
+        match self {
+            Self::Echo | Self::Sum => slot[..request.len()].copy_from_slice(request),
+            Self::Sample => sampled(request.len())
+                .for_each(|at| slot[at..at + WORD].copy_from_slice(&request[at..at + WORD])),
+        }
+    }
+}
+
+const WORD: usize = size_of::<u64>();
+/// Bytes from one word that is looked at to the next.
+const SAMPLE_STRIDE: usize = 64 << 10;
+
+/// Where the words lie that are looked at.
+fn sampled(len: usize) -> impl Iterator<Item = usize> {
+    let last = len - WORD;
+    (0..last).step_by(SAMPLE_STRIDE).chain([last])
+}
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    bytes[at..at + WORD].try_into().map_or(0, u64::from_le_bytes)
 }
 
 /// The wrapping sum of the bytes' little-endian u64s.

@@ -17,7 +17,7 @@ use gleaner_fabric::{
 use gleaner_proto::endpoint::Endpoint;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{Load, Transport};
+use super::{Load, Transport, Work};
 use crate::peer::{self, Peer, Role};
 
 /// Of so many writes one asks for a completion: as seldom as the queue allows.
@@ -49,6 +49,17 @@ impl Wait for Polled {
     }
 }
 
+/// Polls again at once, while the peer sleeps.
+pub(crate) struct PolledHere;
+
+impl Wait for PolledHere {
+    const ROLE: Role = Role::Slept;
+
+    fn wait(_: &mut CompletionQueue) -> Result<()> {
+        Ok(())
+    }
+}
+
 /// Sleeps on the channel.
 pub(crate) struct Slept;
 
@@ -68,6 +79,7 @@ pub(crate) struct End<W: Wait> {
     /// First: it ends when it has heard that we go, through the half that is still there.
     _peer: Peer,
     half: Half<W>,
+    work: Work,
     sent: u32,
     received: u32,
 }
@@ -99,7 +111,7 @@ pub(crate) fn start<W: Wait>(load: Load) -> Result<End<W>> {
     let mine = Ready::new(load)?;
     let theirs = peer.meet(&mine.endpoint())?;
     let half = mine.connect(&theirs, load)?;
-    Ok(End { half, sent: 0, received: 0, _peer: peer })
+    Ok(End { half, work: load.work, sent: 0, received: 0, _peer: peer })
 }
 
 /// The peer's process: serves until the caller has gone.
@@ -180,10 +192,9 @@ fn prepare(device: &Device, port: &Port, load: Load) -> Result<(QueuePair<Init>,
 
 impl<W: Wait> Half<W> {
     /// Sends a request.
-    pub(crate) fn request(&mut self, request: &[u8], number: u32) -> Result<()> {
+    pub(crate) fn request(&mut self, work: Work, request: &[u8], number: u32) -> Result<()> {
         let start = self.start(number);
-        let slot = &mut self.parts.outgoing.bytes_mut()[start..start + request.len()];
-        slot.copy_from_slice(request);
+        work.fill(&mut self.parts.outgoing.bytes_mut()[start..], request);
         self.write(start, request.len(), number)
     }
 
@@ -256,7 +267,7 @@ impl<W: Wait> Half<W> {
 
 impl<W: Wait> Transport for End<W> {
     fn send(&mut self, request: &[u8]) -> Result<()> {
-        self.half.request(request, self.sent)?;
+        self.half.request(self.work, request, self.sent)?;
         self.sent += 1;
         Ok(())
     }

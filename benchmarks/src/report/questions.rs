@@ -14,4 +14,5 @@ pub(crate) const QUESTIONS: [&str; 9] = [
 ];
 
 /// Those on RDMA: asked where there is a device, on this machine or else in a guest.
-pub(crate) const RDMA_QUESTIONS: [&str; 2] = ["rdma_call", "rdma_instructions"];
+pub(crate) const RDMA_QUESTIONS: [&str; 4] =
+    ["rdma_call", "rdma_service", "rdma_throughput", "rdma_instructions"];

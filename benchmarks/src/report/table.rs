@@ -56,7 +56,7 @@ fn question(text: &mut String, outcome: &Outcome) -> Result<()> {
         text.push_str("|---|---|---|---|---|---|---|---|---|---|\n");
     }
     for detailed in &outcome.figures {
-        row(text, &detailed.figure)?;
+        row(text, &detailed.figure, outcome.emulated)?;
     }
     text.push('\n');
     for detailed in &outcome.figures {
@@ -72,18 +72,24 @@ fn question(text: &mut String, outcome: &Outcome) -> Result<()> {
     Ok(())
 }
 
-fn row(text: &mut String, figure: &Figure) -> Result<()> {
+/// An emulated device's times are left out: somebody would believe them.
+fn row(text: &mut String, figure: &Figure, emulated: bool) -> Result<()> {
     let baseline = figure.baseline.as_deref().unwrap_or("–");
-    let baseline_p50 = figure.baseline_p50.map_or("–".into(), |p50| value(figure, p50));
+    let timed = figure.unit == "ns";
+    let shown = |number: u64| match emulated && timed {
+        true => "–".into(),
+        false => value(figure, number),
+    };
+    let rate = if emulated { "–".into() } else { format!("{:.0}", figure.throughput) };
     writeln!(
         text,
-        "| {} | {} | {} | {} | {:.0} | {} | {baseline} | {baseline_p50} | {} | {} |",
+        "| {} | {} | {} | {} | {rate} | {} | {baseline} | {} | {} | {} |",
         figure.name,
-        value(figure, figure.p50),
-        value(figure, figure.p99),
-        value(figure, figure.p999),
-        figure.throughput,
+        shown(figure.p50),
+        shown(figure.p99),
+        shown(figure.p999),
         figure.n,
+        figure.baseline_p50.map_or("–".into(), shown),
         ratio(figure),
         goal(figure),
     )?;
@@ -102,6 +108,7 @@ mod tests {
             quick: false,
             machine: Machine::look(),
             spinning: 1_000_000,
+            emulated: false,
             figures: Vec::new(),
             not_measured: vec!["no counters".into()],
         };

@@ -9,8 +9,8 @@ use gleaner_proto::endpoint::{Address, Mtu};
 use super::{
     device::{Device, Gid, Port},
     error::RdmaError,
-    link::Unconnected,
     pair::Timers,
+    setup::Unconnected,
 };
 use crate::link::Geometry;
 

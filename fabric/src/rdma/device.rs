@@ -353,11 +353,13 @@ impl Opened {
     }
 
     /// 0 is well; else an error number.
+    #[inline]
     pub(super) fn check(&self, step: &'static str, code: c_int) -> Result<(), RdmaError> {
         if code == 0 { Ok(()) } else { Err(self.failed(step, code)) }
     }
 
     /// The error of a verb that gave its number.
+    #[cold]
     pub(super) fn failed(&self, step: &'static str, code: c_int) -> RdmaError {
         let code = if code > 0 { code } else { -code };
         self.failed_with(step, io::Error::from_raw_os_error(code))

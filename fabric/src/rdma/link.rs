@@ -12,67 +12,32 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
 
-use gleaner_proto::{
-    endpoint::Endpoint,
-    header::{BLOCK_ALIGN, GUARD_LEN, HEADER_LEN, Header, Immediate},
-};
+use gleaner_proto::header::{BLOCK_ALIGN, GUARD_LEN, HEADER_LEN, Header, Immediate};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
-        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
+        epoll::Epoll,
         socket::{MsgFlags, Shutdown, recv, shutdown},
     },
 };
 
 use super::{
-    adapter::Adapter,
-    completions::{Completion, CompletionQueue},
-    device::{Device, Gid, Port},
+    completions::Completion,
     error::{RdmaError, WorkStatus},
-    memory::{Access, ProtectionDomain, Registered},
-    pair::{Depth, Init, QueuePair, ReadyToSend, Receives, Target, Timers, Write},
+    pair::{QueuePair, ReadyToSend, Target, Write},
+    setup::Parts,
 };
 use crate::{
     check::{self, Side},
     link::{Arrival, Block, Geometry, Link, LinkError, Payload},
-    region::Region,
     tune::{
-        COMPLETIONS_BATCH, DRAIN_ROUNDS, INLINE_WANTED, LIVENESS_POLLS, PARTING, POSTS_BATCH,
-        RECEIVES_BATCH, SENDS_MIN, SIGNALS_PER_ROUND,
+        COMPLETIONS_BATCH, DRAIN_ROUNDS, LIVENESS_POLLS, PARTING, POSTS_BATCH, SIGNALS_PER_ROUND,
     },
 };
-
-/// What an end is of its device's objects: a protection domain, two completion queues, two registrations, a queue pair.
-pub const OBJECTS_PER_LINK: u32 = 6;
-
-/// An end that waits to hear where its peer is.
-#[derive(Debug)]
-pub struct Unconnected {
-    pair: QueuePair<Init>,
-    parts: Parts,
-    gid: Gid,
-    first_packet: u32,
-    timers: Timers,
-}
-
-/// What an end is made of beside its queue pair.
-#[derive(Debug)]
-pub(super) struct Parts {
-    pub(super) sends: CompletionQueue,
-    receives: CompletionQueue,
-    chain: Receives,
-    pub(super) outgoing: Registered,
-    pub(super) incoming: Registered,
-    device: Device,
-    port: Port,
-    geometry: Geometry,
-    depth: Depth,
-}
 
 /// One end of a link over verbs.
 #[derive(Debug)]
@@ -89,6 +54,8 @@ pub struct RdmaLink {
     confirmed: u64,
     /// The number of the next write that asks for a completion.
     signalled: u64,
+    /// Up to this number, writes find room and ask for no completion.
+    silent: u64,
     /// Writes that wait for others to go out with, while `holds`.
     held: Vec<Write>,
     holds: bool,
@@ -106,78 +73,26 @@ pub struct RdmaLink {
     closed: bool,
 }
 
-impl Unconnected {
-    /// Pins both regions and makes a queue pair. The caller pays for the pages.
-    pub(super) fn new(adapter: &Adapter, gid: Gid, geometry: Geometry) -> Result<Self, RdmaError> {
-        let Adapter { device, port, .. } = adapter;
-        let depth = depth(geometry, device.limits()?.queue_max);
-        let domain = ProtectionDomain::new(device)?;
-        let sends = CompletionQueue::new(device, depth.sends, false)?;
-        let receives = CompletionQueue::new(device, depth.receives, true)?;
-        let mut pair = QueuePair::new(&domain, &sends, &receives, depth)?.init(port)?;
-        let mut chain = Receives::new(batch(geometry));
-        for _ in 0..depth.receives / chain.count() {
-            chain.post(&mut pair)?;
-        }
-        let mut first_packet = [0; 4];
-        getrandom::fill(&mut first_packet[..3])
-            .map_err(|error| device.0.failed_with("begin at a random packet", error.into()))?;
-        let parts = Parts {
-            sends,
-            receives,
-            chain,
-            outgoing: registered(&domain, geometry, Access::Own)?,
-            incoming: registered(&domain, geometry, Access::PeerWrites)?,
-            device: device.clone(),
-            port: port.clone(),
-            geometry,
-            depth,
-        };
-        let first_packet = u32::from_le_bytes(first_packet);
-        Ok(Self { pair, parts, gid, first_packet, timers: adapter.timers() })
-    }
-
-    /// What the peer must be told.
-    pub fn endpoint(&self) -> Endpoint {
-        let Parts { incoming, port, .. } = &self.parts;
-        Endpoint {
-            address: self.gid.address,
-            mtu: port.mtu,
-            queue_pair: self.pair.number(),
-            first_packet: self.first_packet,
-            region: incoming.address(),
-            region_bytes: incoming.len() as u64,
-            key: incoming.remote_key(),
-        }
-    }
-
-    /// Connects to the peer. From here on it may write; it does so once it is connected as well. The socket is the one on
-    /// which the two have met.
-    pub fn connect(
-        self,
-        peer: &Endpoint,
+impl RdmaLink {
+    /// A connected one: with the socket on which the two have met, and what wakes it.
+    pub(super) fn new(
+        pair: QueuePair<ReadyToSend>,
+        parts: Parts,
+        target: Target,
         side: Side,
-        socket: OwnedFd,
-    ) -> Result<RdmaLink, RdmaError> {
-        let Self { pair, parts, gid, first_packet, timers } = self;
-        if peer.region_bytes != parts.geometry.region_bytes() {
-            let source = io::Error::from(io::ErrorKind::InvalidData);
-            return Err(parts.device.0.failed_with("use a region of another size", source));
-        }
-        let pair = pair.ready_to_receive(&parts.port, gid, peer, timers)?;
-        let pair = pair.ready_to_send(first_packet, timers)?;
-        let sleep = sleep_on(&parts, &socket)
-            .map_err(|error| parts.device.0.failed_with("watch a link", error.into()))?;
-        Ok(RdmaLink {
+        (socket, sleep): (OwnedFd, Epoll),
+    ) -> Self {
+        Self {
             pair,
             parts,
-            target: Target::from(peer),
+            target,
             side,
             socket,
             sleep,
             posted: 0,
             confirmed: 0,
             signalled: 1,
+            silent: 0,
             held: Vec::with_capacity(POSTS_BATCH),
             holds: false,
             used: 0,
@@ -188,48 +103,9 @@ impl Unconnected {
             asked: false,
             slept: false,
             closed: false,
-        })
+        }
     }
-}
 
-/// Receives that are posted at a time.
-fn batch(geometry: Geometry) -> u32 {
-    u32::from(geometry.window).min(RECEIVES_BATCH)
-}
-
-/// A window of receives, and the batch that is being used up. A window of writes and more, so that few ask for a completion.
-fn depth(geometry: Geometry, queue_max: u32) -> Depth {
-    let (window, batch) = (u32::from(geometry.window), batch(geometry));
-    Depth {
-        sends: (2 * window).next_power_of_two().max(SENDS_MIN).min(queue_max),
-        receives: window.next_multiple_of(batch) + batch,
-        inline: INLINE_WANTED,
-    }
-}
-
-fn registered(
-    domain: &ProtectionDomain,
-    geometry: Geometry,
-    access: Access,
-) -> Result<Registered, RdmaError> {
-    let mut region = Region::anonymous(geometry.region_bytes() as usize)
-        .map_err(|error| domain.0.device.failed_with("map a link's region", error))?;
-    region.advise_huge(geometry.arena_offset() as usize);
-    Registered::new(domain, region, access)
-}
-
-/// One descriptor for all that may wake a link.
-fn sleep_on(parts: &Parts, socket: &OwnedFd) -> nix::Result<Epoll> {
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    let device = &parts.device.0;
-    let woken_by = [device.events_fd(), device.alarm_fd(), socket.as_fd()];
-    for fd in parts.receives.channel_fd().into_iter().chain(woken_by) {
-        epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
-    }
-    Ok(epoll)
-}
-
-impl RdmaLink {
     /// Writes nothing to the peer and waits for its device to say that it came: whether it is reached at all.
     pub fn probe(&mut self, patience: Duration) -> Result<(), RdmaError> {
         match self.flush(patience)? {
@@ -275,24 +151,26 @@ impl RdmaLink {
         }
     }
 
-    /// True if the next write is to be signalled. Then the queue of those that have ended is looked at too: so that seldom
-    /// anything else need look.
-    fn signals(&mut self) -> Result<bool, LinkError> {
-        let open = self.posted - self.confirmed;
-        if open + 1 >= u64::from(self.parts.depth.sends) {
+    /// Makes sure of room for the next write; true if it is to be signalled. The queue of those that have ended is looked at
+    /// here, and seldom anywhere else.
+    #[cold]
+    fn make_room(&mut self) -> Result<bool, LinkError> {
+        let sends = u64::from(self.parts.depth.sends);
+        if self.posted - self.confirmed + 1 >= sends {
             self.send_held()?;
-            self.ended()?;
-            if self.posted - self.confirmed == open {
-                self.look()?;
-                return Err(LinkError::Window { window: self.parts.geometry.window });
-            }
         }
-        if self.posted + 1 < self.signalled {
-            return Ok(false);
-        }
-        self.signalled += u64::from(self.parts.depth.sends / SIGNALS_PER_ROUND).max(1);
         self.ended()?;
-        Ok(true)
+        let room = (self.confirmed + sends).saturating_sub(self.posted + 1);
+        if room == 0 {
+            self.look()?;
+            return Err(LinkError::Window { window: self.parts.geometry.window });
+        }
+        let signals = self.posted + 1 >= self.signalled;
+        if signals {
+            self.signalled += (sends / u64::from(SIGNALS_PER_ROUND)).max(1);
+        }
+        self.silent = (self.posted + room).min(self.signalled - 1);
+        Ok(signals)
     }
 
     /// Hands held writes over to the device, by one post.
@@ -334,8 +212,7 @@ impl RdmaLink {
         }
         self.used += 1;
         if self.used == self.parts.chain.count() {
-            self.used = 0;
-            self.parts.chain.post(&mut self.pair)?;
+            self.refill()?;
         }
         let Some(raw) = immediate else {
             return Err(LinkError::NoImmediate);
@@ -353,6 +230,13 @@ impl RdmaLink {
             return Err(LinkError::Immediate { immediate: raw, block: header.block });
         }
         Ok(Some(arrival))
+    }
+
+    /// Posts receives again, all that one batch has used up.
+    #[cold]
+    fn refill(&mut self) -> Result<(), RdmaError> {
+        self.used = 0;
+        self.parts.chain.post(&mut self.pair)
     }
 
     /// Why the queue pair has failed: a flushed request only says that it has.
@@ -423,7 +307,7 @@ impl Link for RdmaLink {
         if self.closed {
             return Err(LinkError::Closed);
         }
-        let signals = self.signals()?;
+        let signals = self.posted >= self.silent && self.make_room()?;
         let start = block.offset as usize;
         let end = start + HEADER_LEN + header.payload_len as usize;
         self.parts.outgoing.bytes_mut()[start..start + HEADER_LEN]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! library ── libibverbs, loaded at run time; ffi: its structures
-//!    └── device ── completions, memory ── pair (states as types) ── link: a Link over both regions
+//!    └── device ── completions, memory ── pair (states as types) ── setup ── link: a Link over both regions
 //!          └── adapter: what a process opens once
 //! ```
 //!
@@ -19,6 +19,7 @@ mod library;
 mod link;
 mod memory;
 mod pair;
+mod setup;
 #[cfg(test)]
 mod tests;
 
@@ -26,8 +27,9 @@ pub use adapter::{Adapter, Settings};
 pub use completions::{Completion, CompletionQueue};
 pub use device::{Device, DeviceFault, Gid, Limits, Port, devices};
 pub use error::{RdmaError, Remedy, WorkStatus};
-pub use link::{OBJECTS_PER_LINK, RdmaLink, Unconnected};
+pub use link::RdmaLink;
 pub use memory::{Access, ProtectionDomain, Registered};
 pub use pair::{
     Depth, Init, QueuePair, ReadyToReceive, ReadyToSend, Receives, Reset, Target, Timers, Write,
 };
+pub use setup::{OBJECTS_PER_LINK, Unconnected};

@@ -254,59 +254,84 @@ impl QueuePair<ReadyToSend> {
         to: Target,
         writes: &[Write],
     ) -> Result<(), RdmaError> {
-        writes.chunks(CHAIN_MAX).try_for_each(|chunk| self.write_chain(from, to, chunk))
+        let [write] = writes else { return self.write_all(from, to, writes) };
+        let mut part = MaybeUninit::uninit();
+        let mut request = MaybeUninit::uninit();
+        let request = self.describe(from, to, write, &mut part, &mut request, ptr::null_mut());
+        // SAFETY: the one request and its part are here.
+        unsafe { self.post(request) }
     }
 
-    #[inline]
-    fn write_chain(
+    fn write_all(
         &mut self,
         from: &Registered,
         to: Target,
         writes: &[Write],
     ) -> Result<(), RdmaError> {
-        let mut requests = [const { MaybeUninit::<ffi::SendRequest>::uninit() }; CHAIN_MAX];
-        let mut parts = [const { MaybeUninit::<ffi::ScatterGather>::uninit() }; CHAIN_MAX];
-        let mut next = ptr::null_mut();
-        // From the last to the first, so that each knows its successor.
-        for (at, write) in writes.iter().enumerate().rev() {
-            assert!(
-                write.bytes.start <= write.bytes.end && write.bytes.end <= from.len(),
-                "bytes outside the region"
-            );
-            let length = (write.bytes.end - write.bytes.start) as u32;
-            let part = parts[at].write(ffi::ScatterGather {
-                addr: from.address() + write.bytes.start as u64,
-                length,
-                lkey: from.local_key(),
-            });
-            let mut send_flags = 0;
-            if write.signal.is_some() {
-                send_flags |= ffi::SEND_SIGNALED;
+        writes.chunks(CHAIN_MAX).try_for_each(|chunk| {
+            let mut requests = [const { MaybeUninit::<ffi::SendRequest>::uninit() }; CHAIN_MAX];
+            let mut parts = [const { MaybeUninit::<ffi::ScatterGather>::uninit() }; CHAIN_MAX];
+            let mut next = ptr::null_mut();
+            // From the last to the first, so that each knows its successor.
+            for ((write, request), part) in chunk.iter().zip(&mut requests).zip(&mut parts).rev() {
+                next = self.describe(from, to, write, part, request, next);
             }
-            if length <= self.inline_max {
-                send_flags |= ffi::SEND_INLINE;
-            }
-            next = requests[at].write(ffi::SendRequest {
-                wr_id: write.signal.unwrap_or(0),
-                next,
-                sg_list: part,
-                num_sge: c_int::from(length > 0),
-                opcode: match write.immediate {
-                    Some(_) => ffi::WR_RDMA_WRITE_WITH_IMM,
-                    None => ffi::WR_RDMA_WRITE,
-                },
-                send_flags,
-                imm_data: write.immediate.unwrap_or(0).to_be(),
-                remote_addr: to.region.wrapping_add(write.offset),
-                rkey: to.key,
-                unused: [0; 9],
-            });
+            // SAFETY: all of the chain and its parts are here.
+            unsafe { self.post(next) }
+        })
+    }
+
+    /// Writes a work request for `write` into `request`, and what it names into `part`.
+    #[inline]
+    fn describe(
+        &self,
+        from: &Registered,
+        to: Target,
+        write: &Write,
+        part: &mut MaybeUninit<ffi::ScatterGather>,
+        request: &mut MaybeUninit<ffi::SendRequest>,
+        next: *mut ffi::SendRequest,
+    ) -> *mut ffi::SendRequest {
+        let Range { start, end } = write.bytes;
+        assert!(start <= end && end <= from.len(), "bytes outside the region");
+        let length = (end - start) as u32;
+        let addr = from.address() + start as u64;
+        let part = part.write(ffi::ScatterGather { addr, length, lkey: from.local_key() });
+        let mut send_flags = 0;
+        if write.signal.is_some() {
+            send_flags |= ffi::SEND_SIGNALED;
         }
+        if length <= self.inline_max {
+            send_flags |= ffi::SEND_INLINE;
+        }
+        request.write(ffi::SendRequest {
+            wr_id: write.signal.unwrap_or(0),
+            next,
+            sg_list: part,
+            num_sge: c_int::from(length > 0),
+            opcode: match write.immediate {
+                Some(_) => ffi::WR_RDMA_WRITE_WITH_IMM,
+                None => ffi::WR_RDMA_WRITE,
+            },
+            send_flags,
+            imm_data: write.immediate.unwrap_or(0).to_be(),
+            remote_addr: to.region.wrapping_add(write.offset),
+            rkey: to.key,
+            unused: [0; 9],
+        })
+    }
+
+    /// Hands over a chain of requests.
+    ///
+    /// # Safety
+    /// [`Self::describe`] wrote them, and they and their parts are there until this returns.
+    #[inline]
+    unsafe fn post(&mut self, first: *mut ffi::SendRequest) -> Result<(), RdmaError> {
         let mut refused = ptr::null_mut();
         let device = &self.raw.domain.device;
-        // SAFETY: the pair is live; requests and parts outlive the call, which copies them; their bytes lie inside `from`, and
-        // after `from` is gone its key is refused by the device.
-        let code = unsafe { (device.ops().post_send)(self.raw.pair.as_ptr(), next, &mut refused) };
+        // SAFETY: the pair is live; requests and parts outlive the call by the caller's word, and it copies them; their bytes
+        // lie inside the region that they were described from, and after it is gone its key is refused by the device.
+        let code = unsafe { (device.ops().post_send)(self.raw.pair.as_ptr(), first, &mut refused) };
         device.check("post a write", code)
     }
 
