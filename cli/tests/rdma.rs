@@ -77,6 +77,9 @@ fn a_device_is_described_and_each_fault_has_its_remedy() {
         let status = Command::new("ip").args(["link", "set"]).args(words).status().unwrap();
         assert!(status.success());
     };
+    let flushed = Command::new("ip").args(["addr", "flush", "dev", "right"]).status().unwrap();
+    assert!(flushed.success());
+    says(&look("", "rdma device")[1], "warning", "RoCE v2 fe80::", "`ip addr add ADDRESS");
     set(&["left", "mtu", "1500"]);
     says(&look("", "rdma device")[0], "warning", "packets of 1024", "ip link set left mtu 4200");
     set(&["left", "down"]);

@@ -94,7 +94,9 @@ impl<'a> Dialler<'a> {
     pub(crate) fn transports(&self, wanted: Transports) -> &'static [Transport] {
         let here = Path::new(&self.lease.local_socket).exists();
         match wanted {
-            Transports::Auto if here => &[Transport::Shm, Transport::Tcp],
+            // A name that leads nowhere, on a shared file system or left behind, must not cost the second best. Without a
+            // device here that goes by TCP.
+            Transports::Auto if here => &[Transport::Shm, Transport::Rdma, Transport::Tcp],
             Transports::Auto if verbs::adapter(&self.options.rdma).is_ok() => {
                 &[Transport::Rdma, Transport::Tcp]
             }

@@ -97,6 +97,13 @@ fn only_the_session_s_client_adds_lanes_and_each_once() {
     };
     assert!(refusal(&add(0, &key(2)).1).starts_with("PROOF"));
     assert!(refusal(&add(7, &owner).1).starts_with("SESSION"));
+    // Where calls are to be written to is signed as well: nobody on the way puts another place there.
+    let to = |endpoint: &'static [u8]| {
+        let endpoint = endpoint.into();
+        Purpose::DataLane(v1::DataLane { session_id, lane: 0, endpoint, ..Default::default() })
+    };
+    let changed = Raw::dial(&lease.address).greet_changed(to(b"here"), &to(b"there"), &owner);
+    assert!(refusal(&changed).starts_with("PROOF"), "{}", refusal(&changed));
     let (_lane, answer) = add(0, &owner);
     assert!(matches!(answer, Some(from_agent::Message::DataReady(_))), "{answer:?}");
     assert!(refusal(&add(0, &owner).1).starts_with("SESSION"), "connected once");

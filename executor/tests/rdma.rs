@@ -10,10 +10,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ed25519_dalek::SigningKey;
 use gleaner::{AcquireError, CallError, Pool, PoolEventKind, Transport, Transports, Waiting};
 use gleaner_config::Config;
-use gleaner_fabric::rdma::OBJECTS_PER_LINK;
+use gleaner_fabric::{
+    Block, Geometry, Link, Side,
+    rdma::{Adapter, OBJECTS_PER_LINK, RdmaLink, Settings},
+};
 use gleaner_lease::state::EndReason;
+use gleaner_proto::{
+    endpoint::{Address, Endpoint},
+    header::{Header, Kind, Status},
+    v1::{self, from_agent, hello::Purpose},
+};
 use gleaner_testkit::{
     guest::{Guest, Network, unsupported},
     wait_until,
@@ -21,7 +30,10 @@ use gleaner_testkit::{
 use service::{
     PATIENCE, Service,
     fair::{assert_turns, served_beside_a_flood},
-    functions, request,
+    functions, key,
+    raw::Raw,
+    request,
+    verbs::{all_held, held, link_word, pinned, rdma_on},
 };
 
 const RDMA: Transports = Transports::Only(Transport::Rdma);
@@ -48,42 +60,10 @@ fn forced_and_turned_off_is_an_error_that_says_so() {
     assert!(refused.to_string().contains("executor.rdma"), "{refused}");
 }
 
-fn rdma_on(config: &mut Config) {
-    config.executor.rdma = true;
-}
-
 fn acquire(service: &Service) -> Pool {
     let pool = service.client().acquire(request().transport(RDMA)).unwrap();
     assert_eq!(pool.leases()[0].transport, Transport::Rdma);
     pool
-}
-
-/// The word after another one in what `rdma` shows.
-fn word_after(arguments: [&str; 2], key: &str) -> String {
-    let output = Command::new("rdma").args(arguments).output().unwrap().stdout;
-    let text = String::from_utf8(output).unwrap();
-    let mut words = text.split_whitespace().skip_while(|word| *word != key);
-    words.nth(1).unwrap_or_else(|| panic!("no {key}: {text}")).to_owned()
-}
-
-fn link_word(key: &str) -> String {
-    word_after(["link", "show"], key)
-}
-
-/// What the kernel holds of a kind: `qp`, `mr`, `pd`, `cq`.
-fn held(kind: &str) -> u64 {
-    word_after(["res", "show"], kind).parse().unwrap()
-}
-
-fn all_held() -> [u64; 4] {
-    ["qp", "mr", "pd", "cq"].map(held)
-}
-
-/// Bytes that a process has pinned.
-fn pinned(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmPin:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
 #[test]
@@ -130,6 +110,82 @@ fn a_vacate_answers_who_waits_and_leaves_nothing() {
     assert!(queue_pairs <= before[0] + 1 && regions <= before[1] + 2, "the client's alone");
     drop(pool);
     wait_until("nothing is left", PATIENCE, || all_held() == before);
+}
+
+/// A client of its own making, which keeps its queue pair and the key to its lane's region when its lease is over.
+#[test]
+#[ignore = "needs an RDMA device"]
+fn a_stale_key_writes_nothing_after_a_vacate() {
+    let service = Service::with(&["n1"], rdma_on);
+    let before = all_held();
+    let owner = key(1);
+    let lease = service.lease(&owner, PATIENCE);
+    let (_control, answer) = Raw::attach(&lease.address, &lease.token, &owner);
+    let Some(from_agent::Message::Attached(attached)) = answer else { panic!("{answer:?}") };
+    let mut stale = lane(&lease.address, &attached, &owner);
+    service.harvester.vacate("n1", EndReason::BatchJob);
+    service.wait_for_end(lease.lease_id);
+    assert_eq!(held("qp"), before[0] + 1, "the client's alone");
+
+    // The next lease's worker: the same size, from the same pool of waiting ones, on the same device.
+    service.harvester.book().held.clear();
+    wait_until("the node is granted", PATIENCE, || service.harvester.granted() == 1);
+    let pool = acquire(&service);
+    let echo = pool.function(&functions(), "echo").unwrap();
+    assert_eq!(echo.invoke(b"before").unwrap(), b"before");
+    let slot = stale.geometry().slot(0);
+    stale.outgoing(slot).fill(0xee);
+    let header = Header { payload_len: slot.capacity, ..request_in(slot) };
+    stale.post(slot, &header).unwrap();
+    let refused = stale.probe(PATIENCE).unwrap_err();
+    assert!(refused.to_string().contains("the peer does not answer"), "{refused}");
+    for call in 0..100u32 {
+        assert_eq!(echo.invoke(&call.to_le_bytes()).unwrap(), call.to_le_bytes());
+    }
+    assert!(pool.events().iter().all(|event| matches!(event.kind, PoolEventKind::Leased { .. })));
+}
+
+/// Connects a session's only lane by hand.
+fn lane(address: &str, session: &v1::Attached, key: &SigningKey) -> RdmaLink {
+    let geometry = Geometry {
+        window: session.window as u16,
+        slot_bytes: session.slot_bytes as u32,
+        arena_bytes: session.arena_bytes,
+    };
+    let adapter = Adapter::open(&Settings::default()).unwrap();
+    let theirs = Address::decode(&session.rdma_addresses[0]).unwrap();
+    let ours = adapter.prepare(adapter.gid_for(&[theirs]).unwrap(), geometry).unwrap();
+    let wanted = v1::DataLane {
+        session_id: session.session_id,
+        lane: 0,
+        transport: v1::Transport::Verbs.into(),
+        endpoint: ours.endpoint().encode().to_vec().into(),
+    };
+    let mut raw = Raw::dial(address);
+    let answer = raw.greet(Purpose::DataLane(wanted), key);
+    let Some(from_agent::Message::DataReady(ready)) = answer else { panic!("{answer:?}") };
+    let peer = Endpoint::decode(&ready.endpoint).unwrap();
+    let mut link = ours.connect(&peer, Side::Client, raw.stream.into()).unwrap();
+    link.probe(PATIENCE).unwrap();
+    link
+}
+
+fn request_in(slot: Block) -> Header {
+    Header {
+        generation: 1,
+        slot: 0,
+        kind: Kind::Request,
+        status: Status::Ok,
+        epoch: 1,
+        invocation: 1,
+        function: 0,
+        code: 0,
+        payload_len: 0,
+        block: slot.index(),
+        reply_block: slot.index(),
+        reply_capacity: 0,
+        time_ns: 0,
+    }
 }
 
 #[test]

@@ -138,7 +138,8 @@ impl Address {
         self.gid[..12] == IPV4_MAPPED
     }
 
-    fn is_link_local(&self) -> bool {
+    /// True if it is good for its own link alone.
+    pub fn is_link_local(&self) -> bool {
         self.gid[..8] == LINK_LOCAL
     }
 

@@ -71,27 +71,34 @@ fn executor(directory: &Path) -> Finding {
 
 /// Which cgroups there are: how a lease's processes are killed, and whether memory is bounded by the kernel.
 pub(super) fn cgroup() -> Finding {
-    const UNIFIED: &str = "/sys/fs/cgroup/cgroup.controllers";
-    let degraded = "executors then kill by process, and bound memory less exactly; boot with systemd.unified_cgroup_hierarchy=1";
-    match fs::read_to_string(UNIFIED) {
-        Ok(controllers) => {
-            let missing: Vec<&str> = ["cpuset", "cpu", "memory", "pids"]
-                .into_iter()
-                .filter(|wanted| !controllers.split_whitespace().any(|found| found == *wanted))
-                .collect();
-            match missing.as_slice() {
-                [] => Finding::good(CGROUP, "version 2, with cpuset, cpu, memory and pids"),
-                missing => Finding::warning(
-                    CGROUP,
-                    format!("version 2 without {}", missing.join(", ")),
-                    degraded,
-                ),
+    const ROOT: &str = "/sys/fs/cgroup";
+    let unified = fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"));
+    cgroup_with(unified.ok().as_deref(), Path::new(ROOT).join("memory").is_dir())
+}
+
+/// By the controllers of version 2, where it is mounted, and whether version 1 is.
+fn cgroup_with(controllers: Option<&str>, version_1: bool) -> Finding {
+    const LOSS: &str = "executors then kill by process, and bound memory less exactly";
+    const UNIFY: &str = "boot with systemd.unified_cgroup_hierarchy=1";
+    match controllers {
+        Some(controllers) => {
+            let found: Vec<&str> = controllers.split_whitespace().collect();
+            let mut missing = vec!["cpuset", "cpu", "memory", "pids"];
+            missing.retain(|wanted| !found.contains(wanted));
+            if missing.is_empty() {
+                return Finding::good(CGROUP, "version 2, with cpuset, cpu, memory and pids");
             }
+            let missing = missing.join(", ");
+            let remedy = format!(
+                "{LOSS}; {UNIFY}, so that version 1 holds none of them, and without cgroup_disable={missing}"
+            );
+            Finding::warning(CGROUP, format!("version 2 without {missing}"), remedy)
         }
-        Err(_) if Path::new("/sys/fs/cgroup").join("memory").is_dir() => {
-            Finding::warning(CGROUP, "version 1", degraded)
+        None if version_1 => Finding::warning(CGROUP, "version 1", format!("{LOSS}; {UNIFY}")),
+        None => {
+            let remedy = format!("{LOSS}; `mount -t cgroup2 none /sys/fs/cgroup`, or {UNIFY}");
+            Finding::warning(CGROUP, "none is mounted", remedy)
         }
-        Err(_) => Finding::warning(CGROUP, "none is mounted", degraded),
     }
 }
 
@@ -122,13 +129,18 @@ fn huge_pages_of(setting: &Path, what: &str, advised: &str) -> Finding {
 /// A clock source that is read without a system call.
 pub(super) fn clock_source() -> Finding {
     const CURRENT: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
-    let remedy = "each look at the clock is then a system call, and hot calls are slower; boot with clocksource=tsc if the CPU's is invariant";
     match fs::read_to_string(CURRENT) {
-        Ok(source) if ["tsc", "kvm-clock", "arch_sys_counter"].contains(&source.trim()) => {
-            Finding::good(CLOCK, source.trim())
-        }
-        Ok(source) => Finding::warning(CLOCK, source.trim(), remedy),
+        Ok(source) => clock_source_is(source.trim()),
         Err(error) => Finding::absent(CLOCK, format!("not told: {error}")),
+    }
+}
+
+fn clock_source_is(source: &str) -> Finding {
+    let remedy = "each look at the clock is then a system call, and hot calls are slower; boot with clocksource=tsc if the CPU's \
+        is invariant (`grep -c nonstop_tsc /proc/cpuinfo` counts its CPUs)";
+    match source {
+        "tsc" | "kvm-clock" | "arch_sys_counter" => Finding::good(CLOCK, source),
+        _ => Finding::warning(CLOCK, source, remedy),
     }
 }
 
@@ -147,20 +159,19 @@ pub(super) fn clock_rate() -> Finding {
             "use a kernel of 2.6.39 or later",
         );
     };
-    let (counted, raw) = (ended.0 - begun.0, ended.1 - begun.1);
+    rate(ended.0 - begun.0, ended.1 - begun.1)
+}
+
+/// By what the clock counted while its oscillator counted `raw` nanoseconds.
+fn rate(counted: i64, raw: i64) -> Finding {
     let ppm = (counted - raw) as f64 / raw as f64 * 1e6;
+    let slewed = format!("CLOCK_BOOTTIME is slewed by {ppm:+.0} ppm");
+    let allowed = format!("leases allow for ±{DRIFT_PPM_MAX:.0}");
     if ppm.abs() <= DRIFT_PPM_MAX {
-        Finding::good(
-            RATE,
-            format!(
-                "CLOCK_BOOTTIME is slewed by {ppm:+.0} ppm; leases allow for ±{DRIFT_PPM_MAX:.0}"
-            ),
-        )
-    } else {
-        let remedy =
-            "see the NTP daemon (`chronyc tracking`): leases allow for no more than ±500 ppm";
-        Finding::bad(RATE, format!("CLOCK_BOOTTIME is slewed by {ppm:+.0} ppm"), remedy)
+        return Finding::good(RATE, format!("{slewed}; {allowed}"));
     }
+    let remedy = format!("{allowed}; `chronyc makestep` ends a slew, `chronyc tracking` tells why");
+    Finding::bad(RATE, slewed, remedy)
 }
 
 fn nanoseconds(clock: ClockId) -> Option<i64> {
@@ -202,5 +213,36 @@ mod tests {
         assert_eq!(healths(), [Health::Good, Health::Warning]);
         let remedy = huge_pages(directory.path())[1].remedy.clone().expect("a remedy");
         assert!(remedy.contains("echo advise > "), "{remedy}");
+    }
+
+    fn says(finding: &Finding, health: Health, detail: &str, remedy: &str) {
+        assert_eq!(finding.health, health, "{finding:?}");
+        assert!(finding.detail.contains(detail), "{finding:?}");
+        assert!(finding.remedy.as_deref().unwrap_or_default().contains(remedy), "{finding:?}");
+    }
+
+    #[test]
+    fn what_cgroups_lack_is_named_with_what_brings_it_back() {
+        let all = "cpuset cpu io memory hugetlb pids rdma\n";
+        says(&cgroup_with(Some(all), false), Health::Good, "version 2, with", "");
+        let some = cgroup_with(Some("cpuset cpu io pids"), true);
+        says(&some, Health::Warning, "version 2 without memory", "cgroup_disable=memory");
+        let first = cgroup_with(None, true);
+        says(&first, Health::Warning, "version 1", "systemd.unified_cgroup_hierarchy=1");
+        let none = cgroup_with(None, false);
+        says(&none, Health::Warning, "none is mounted", "`mount -t cgroup2 none /sys/fs/cgroup`");
+    }
+
+    #[test]
+    fn a_clock_that_is_slow_to_read_is_told_from_one_that_is_not() {
+        says(&clock_source_is("tsc"), Health::Good, "tsc", "");
+        says(&clock_source_is("hpet"), Health::Warning, "hpet", "boot with clocksource=tsc");
+    }
+
+    #[test]
+    fn a_clock_that_runs_off_is_told() {
+        const SECOND: i64 = 1_000_000_000;
+        says(&rate(SECOND + 499_000, SECOND), Health::Good, "+499 ppm", "");
+        says(&rate(SECOND - 501_000, SECOND), Health::Bad, "-501 ppm", "`chronyc makestep`");
     }
 }

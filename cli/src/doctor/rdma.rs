@@ -87,7 +87,12 @@ fn port(device: &str, port: &Port) -> Finding {
         (true, None) => Finding::warning(
             DEVICE,
             format!("{shown}: active, without an address (GID)"),
-            format!("give {interface} an address: `ip addr add ADDRESS/PREFIX dev {interface}`"),
+            give_address(&interface),
+        ),
+        (true, Some(gid)) if ethernet && gid.address.is_link_local() => Finding::warning(
+            DEVICE,
+            format!("{shown}: active, {} alone: it reaches its own link and no IPv4", gid.address),
+            give_address(&interface),
         ),
         (true, Some(gid)) if ethernet && mtu < PACKET_GOOD => Finding::warning(
             DEVICE,
@@ -101,6 +106,10 @@ fn port(device: &str, port: &Port) -> Finding {
             format!("{shown}: active, {} (GID {}), packets of {mtu} bytes", gid.address, gid.index),
         ),
     }
+}
+
+fn give_address(interface: &str) -> String {
+    format!("give {interface} an address: `ip addr add ADDRESS/PREFIX dev {interface}`")
 }
 
 fn link_layer(device: &str, port: u8) -> String {
@@ -238,6 +247,8 @@ fn transport(config: &Config, adapter: &Result<Adapter, RdmaError>) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use gleaner_proto::endpoint::Mtu;
+
     use super::*;
     use crate::doctor::Health;
 
@@ -261,6 +272,17 @@ mod tests {
             "{}",
             auto.detail
         );
+    }
+
+    #[test]
+    fn a_port_without_an_address_is_told_how_it_gets_one() {
+        let bare = Port { number: 1, active: true, mtu: Mtu::B4096, gids: Vec::new() };
+        let found = port("none0", &bare);
+        assert_eq!(found.health, Health::Warning);
+        assert!(found.detail.contains("without an address"), "{found:?}");
+        assert!(found.remedy.expect("a remedy").contains("`ip addr add"));
+        let down = port("none0", &Port { active: false, ..bare });
+        assert!(down.remedy.expect("a remedy").contains("systemctl start opensm"));
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub(crate) fn the_sandbox_denies() {
         "bpf",
         "keyctl",
         "set-owner",
+        "verbs",
     ];
     for verb in denied {
         assert_eq!(worker.ask(verb), "EPERM", "{verb}");

@@ -82,8 +82,8 @@ pub(crate) fn now() -> Stamp {
 }
 
 impl Harvester {
-    /// Starts it; leases run as `uid` and `gid`.
-    pub(crate) fn start(auth: &Auth, uid: (u32, u32)) -> Self {
+    /// Starts it at an address of this machine's; leases run as `uid` and `gid`.
+    pub(crate) fn start(auth: &Auth, uid: (u32, u32), host: Ipv4Addr) -> Self {
         let limits = Limits { grant_ttl_max: GRANT_TTL };
         let mut issuer = Issuer::new(now(), Term(1), limits, Numbers::default(), []);
         issuer.numbers_reserved(Numbers { lease: 1_000_000, epoch: 1_000_000 });
@@ -107,7 +107,7 @@ impl Harvester {
         let services = Services(book.clone());
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.unwrap().block_on(serve(services, bound, stopped));
+            runtime.unwrap().block_on(serve(services, host, bound, stopped));
         });
         let address = address.recv().unwrap();
         Self { book, address, stop: Some(stop), thread: Some(thread) }
@@ -161,10 +161,11 @@ impl Drop for Harvester {
 
 async fn serve(
     services: Services,
+    host: Ipv4Addr,
     bound: std_mpsc::Sender<SocketAddr>,
     stopped: oneshot::Receiver<()>,
 ) {
-    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let listener = tokio::net::TcpListener::bind((host, 0)).await.unwrap();
     bound.send(listener.local_addr().unwrap()).unwrap();
     let server = tonic::transport::Server::builder()
         .add_service(ExecutorsServer::new(services.clone()))

@@ -4,12 +4,13 @@
 
 pub(crate) mod fair;
 pub(crate) mod harvester;
-mod munged;
+pub(crate) mod munged;
 pub(crate) mod raw;
+pub(crate) mod verbs;
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     os::fd::AsFd,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -53,6 +54,11 @@ impl Service {
 
     /// As [`start`](Self::start), with changes to the executors' configuration.
     pub(crate) fn with(nodes: &[&str], change: impl Fn(&mut Config)) -> Self {
+        Self::reached_at(Ipv4Addr::LOCALHOST, nodes, change)
+    }
+
+    /// The same for clients of other machines, who reach this one by an address of its own.
+    pub(crate) fn reached_at(host: Ipv4Addr, nodes: &[&str], change: impl Fn(&mut Config)) -> Self {
         let uid = (Uid::current().as_raw(), Gid::current().as_raw());
         let directory = tempfile::tempdir().unwrap();
         open_to_all(directory.path());
@@ -64,7 +70,7 @@ impl Service {
         };
         let mut service = Self {
             executors: Vec::new(),
-            harvester: Harvester::start(&auth, uid),
+            harvester: Harvester::start(&auth, uid, host),
             auth,
             _munged: munged,
             nodes: nodes.iter().map(|node| (*node).to_owned()).collect(),
@@ -79,7 +85,7 @@ impl Service {
         config.harvester.listen = service.harvester.address;
         config.harvester.address = service.harvester.address.to_string();
         config.executor.run_dir = service.directory.path().join("run");
-        config.executor.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        config.executor.listen = SocketAddr::from((host, 0));
         config.executor.user = "nobody".into();
         config.executor.cores = Some(4);
         config.executor.memory = Some(gleaner_config::ByteSize(2 << 30));

@@ -53,8 +53,18 @@ impl Raw {
 
     /// Hello, challenge, proof by `key`; the answer.
     pub(crate) fn greet(&mut self, purpose: Purpose, key: &SigningKey) -> Answer {
+        self.greet_changed(purpose.clone(), &purpose, key)
+    }
+
+    /// The same where another purpose arrives than was signed.
+    pub(crate) fn greet_changed(
+        &mut self,
+        arrives: Purpose,
+        signed: &Purpose,
+        key: &SigningKey,
+    ) -> Answer {
         let nonce = [9; 32];
-        let digest_of = |executor_nonce: &[u8]| match &purpose {
+        let digest_of = |executor_nonce: &[u8]| match signed {
             Purpose::Attach(attach) => attach_digest(&nonce, executor_nonce, &attach.token),
             Purpose::DataLane(lane) => {
                 lane_digest(&nonce, executor_nonce, lane.session_id, lane.lane, &lane.endpoint)
@@ -63,7 +73,7 @@ impl Raw {
         let hello = v1::Hello {
             protocol: PROTOCOL,
             client_nonce: nonce.to_vec().into(),
-            purpose: Some(purpose.clone()),
+            purpose: Some(arrives),
         };
         self.send(to_agent::Message::Hello(hello));
         let Some(from_agent::Message::Challenge(challenge)) = self.read() else { return None };

@@ -10,7 +10,7 @@ use gleaner_testkit::guest::{self, Guest, Network};
 /// Run a command in a virtual machine with Soft-RoCE; it sees the host's files, and what it writes is forgotten.
 #[derive(Parser)]
 struct Arguments {
-    /// Verbs devices: none, one (loopback), or two joined by a cable (pair)
+    /// Verbs devices: none, one (loopback), two joined by a cable (pair), or the same in two namespaces
     #[arg(long, default_value = "loopback", value_parser = network)]
     network: Network,
     /// End it after this many seconds
@@ -28,9 +28,9 @@ struct Arguments {
 }
 
 fn network(name: &str) -> Result<Network, String> {
-    let known = [Network::None, Network::Loopback, Network::Pair];
+    let known = [Network::None, Network::Loopback, Network::Pair, Network::Namespaces];
     let found = known.into_iter().find(|network| network.name() == name);
-    found.ok_or_else(|| "there are none, loopback and pair".to_owned())
+    found.ok_or_else(|| "there are none, loopback, pair and namespaces".to_owned())
 }
 
 fn main() {

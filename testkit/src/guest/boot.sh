@@ -21,8 +21,18 @@ hostname "$name"
 ip link set lo up
 ulimit -c 0
 
-device() { # device NAME INTERFACE: Soft-RoCE on it, with frames for a path MTU of 4096
-    ip link set "$2" mtu 4200 up && rdma link add "$1" type rxe netdev "$2"
+device() { # device NAME INTERFACE [WITHIN...]: Soft-RoCE on it, with frames for a path MTU of 4096
+    device=$1 interface=$2
+    shift 2
+    "$@" ip link set "$interface" mtu 4200 up && "$@" rdma link add "$device" type rxe netdev "$interface"
+}
+
+host() { # host NAME DEVICE ADDRESS: a namespace with one end of the cable
+    ip netns add "$1"
+    ip link set "$1" netns "$1"
+    ip -n "$1" link set lo up
+    ip -n "$1" addr add "$3/24" dev "$1"
+    device "$2" "$1" ip netns exec "$1"
 }
 
 case $network in
@@ -49,6 +59,12 @@ pair)
     ip route add 10.98.0.2 dev left src 10.98.0.1 table 101
     ip rule add pref 11 iif lo to 10.98.0.1 lookup 102
     ip route add 10.98.0.1 dev right src 10.98.0.2 table 102
+    ;;
+namespaces)
+    # The devices are shown in both (`rdma system`), and their packets stay in their own.
+    ip link add left type veth peer name right
+    host left rxe0 10.98.0.1
+    host right rxe1 10.98.0.2
     ;;
 wire)
     # The one with a device behind it: a module may have made others.

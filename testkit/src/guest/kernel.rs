@@ -1,22 +1,23 @@
-//! The guest's kernel and initramfs: Debian's own kernel package, unpacked below `target/guest/` and never installed.
+//! The guest's kernel and initramfs: Debian's own kernel packages, unpacked below `target/guest/` and never installed.
 //!
-//! Made once, under a lock, and made again when the recipe or the packaged kernel's version is another.
+//! Made once, under a lock, and made again when the recipe is another.
 
 use std::{
     fs::{self, File},
-    io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::{PermissionsExt, symlink},
+    io::{Read, Seek, SeekFrom, Write},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
 
-use super::{Guest, GuestError, io_error};
-use crate::process::{find, run_bounded};
+use super::{
+    Guest, GuestError, Network, io_error,
+    packages::{Repository, failed, run, run_within, tool},
+};
+use crate::process::find;
 
 const INITRAMFS: &str = include_str!("initramfs.sh");
-/// Debian's name for its newest kernel of this release.
-const KERNEL: &str = "linux-image-amd64";
 /// What must be there before the first program can run, and every kind of network; each with what it depends on.
 const MODULES: [&str; 12] = [
     "virtio_pci",
@@ -32,9 +33,6 @@ const MODULES: [&str; 12] = [
     "dummy",
     "veth",
 ];
-/// How long fetching or unpacking may take.
-const STEP_BOUND: Duration = Duration::from_secs(300);
-
 pub(super) const QEMU: &str = "qemu-system-x86_64";
 const USER_MODE: &str = include_str!("user-mode.sh");
 /// How long building a kernel may take.
@@ -56,7 +54,34 @@ impl Kernel {
             return user_mode().map(Self::UserMode);
         }
         find(QEMU).ok_or(GuestError::Missing { program: QEMU })?;
-        image().map(Self::Stock)
+        let newest = guest.network == Network::Namespaces;
+        image(if newest { Stock::Newest } else { Stock::Release }).map(Self::Stock)
+    }
+}
+
+/// Which of Debian's kernels.
+#[derive(Debug, Clone, Copy)]
+enum Stock {
+    /// This system's own release's: what most clusters run is no newer.
+    Release,
+    /// The next release's backports': Soft-RoCE lives in network namespaces from 7.2 on.
+    Newest,
+}
+
+impl Stock {
+    /// The file that says that it is ready.
+    fn note(self) -> &'static str {
+        match self {
+            Self::Release => "ready",
+            Self::Newest => "ready-newest",
+        }
+    }
+
+    fn repository(self, cache: &Path) -> Result<Repository, GuestError> {
+        match self {
+            Self::Release => Ok(Repository::system()),
+            Self::Newest => Repository::backports(cache),
+        }
     }
 }
 
@@ -76,6 +101,7 @@ fn user_mode() -> Result<PathBuf, GuestError> {
     if !linux.is_file() {
         let mut build = Command::new("sh");
         build.args(["-c", USER_MODE, "user-mode.sh"]).arg(&directory);
+        build.args(Repository::backports(&cache)?.options());
         run_within(&mut build, BUILD_BOUND)?;
     }
     Ok(linux)
@@ -89,9 +115,9 @@ pub(super) struct Image {
     pub(super) modules: PathBuf,
 }
 
-/// Fetches the kernel and makes the initramfs, unless both are there.
+/// Fetches the kernels and makes their initramfs, unless all are there.
 pub fn prepare() -> Result<(), GuestError> {
-    image().map(drop)
+    [Stock::Release, Stock::Newest].into_iter().try_for_each(|stock| image(stock).map(drop))
 }
 
 /// Where the guest's parts are kept between runs.
@@ -110,15 +136,15 @@ fn lock(cache: &Path) -> Result<File, GuestError> {
     Ok(lock)
 }
 
-fn image() -> Result<Image, GuestError> {
+fn image(stock: Stock) -> Result<Image, GuestError> {
     let cache = cache();
     let _lock = lock(&cache)?;
-    let ready = cache.join("ready");
+    let ready = cache.join(stock.note());
     let made = fs::read_to_string(&ready).unwrap_or_default();
     let release = match made.split_once('\n') {
         Some((release, recipe)) if recipe == recipe_text() => release.to_owned(),
         _ => {
-            let release = make(&cache)?;
+            let release = make(stock, &cache)?;
             fs::write(&ready, format!("{release}\n{}", recipe_text()))
                 .map_err(io_error("note that the guest is ready"))?;
             release
@@ -138,69 +164,22 @@ fn recipe_text() -> String {
 }
 
 /// Fetches, unpacks, and packs what is needed to boot. Returns the kernel's release.
-fn make(cache: &Path) -> Result<String, GuestError> {
+fn make(stock: Stock, cache: &Path) -> Result<String, GuestError> {
     for program in ["apt-get", "apt-cache", "dpkg-deb", "depmod", "modprobe", "busybox", "xz"] {
         find(program).ok_or(GuestError::Missing { program })?;
     }
-    let release = fetch(cache)?;
+    let release = stock.repository(cache)?.fetch_kernel(cache)?;
     let root = cache.join(&release);
     run(Command::new(tool("depmod")).arg("-b").arg(&root).arg(&release))?;
     let tree = root.join("initramfs.d");
     plant(&tree, &root, &release)?;
     pack(&tree, &root.join("initramfs"))?;
-    unpack(&root.join("boot").join(format!("vmlinuz-{release}")), &root.join("vmlinux"))?;
+    let packed = [
+        root.join("boot").join(format!("vmlinuz-{release}")),
+        root.join("lib/modules").join(&release).join("vmlinuz"),
+    ];
+    unpack(packed.iter().find(|file| file.is_file()).unwrap_or(&packed[0]), &root.join("vmlinux"))?;
     Ok(release)
-}
-
-/// Downloads the kernel's package and unpacks it below `cache`, in a directory named after its release.
-fn fetch(cache: &Path) -> Result<String, GuestError> {
-    let release = match packaged_release() {
-        Ok(release) => release,
-        // A machine whose lists of packages were never fetched, or were removed.
-        Err(_) => {
-            run(Command::new("apt-get").args(["update", "-qq"]))?;
-            packaged_release()?
-        }
-    };
-    let root = cache.join(&release);
-    if root.join("boot").is_dir() {
-        return Ok(release);
-    }
-    let download = tempfile::tempdir_in(cache).map_err(io_error("make a directory"))?;
-    let package = format!("linux-image-{release}");
-    let fetch = || {
-        let mut command = Command::new("apt-get");
-        run(command.args(["download", "-qq", &package]).current_dir(download.path()))
-    };
-    if fetch().is_err() {
-        // The lists name a version that the mirror has replaced meanwhile.
-        run(Command::new("apt-get").args(["update", "-qq"]))?;
-        fetch()?;
-    }
-    let entries = fs::read_dir(download.path()).map_err(io_error("look for the package"))?;
-    let file = entries.flatten().map(|entry| entry.path()).next();
-    let file =
-        file.ok_or_else(|| io_error("look for the package")(io::ErrorKind::NotFound.into()))?;
-    let unpacked = download.path().join("unpacked");
-    run(Command::new("dpkg-deb").arg("-x").arg(file).arg(&unpacked))?;
-    // Newer packages keep the modules below usr/, where a merged system's /lib points.
-    if !unpacked.join("lib").exists() {
-        symlink("usr/lib", unpacked.join("lib")).map_err(io_error("link lib"))?;
-    }
-    fs::rename(&unpacked, &root).map_err(io_error(format!("make {}", root.display())))?;
-    Ok(release)
-}
-
-/// The release that this system's lists of packages name.
-fn packaged_release() -> Result<String, GuestError> {
-    let text = run(Command::new("apt-cache").args(["depends", KERNEL]))?;
-    let prefix = "Depends: linux-image-";
-    let release = text.lines().find_map(|line| line.trim().strip_prefix(prefix));
-    release.map(str::to_owned).ok_or_else(|| GuestError::Command {
-        command: format!("apt-cache depends {KERNEL}"),
-        status: "no answer".into(),
-        complaint: "it names no linux-image-<release>; run `apt-get update`".into(),
-    })
 }
 
 /// The initramfs as a directory: busybox, the first program, and the modules in the order in which they load.
@@ -291,32 +270,4 @@ fn unpack(packed: &Path, kernel: &Path) -> Result<(), GuestError> {
         }
     }
     fs::copy(packed, kernel).map(drop).map_err(named())
-}
-
-/// Runs a command to its end and returns what it wrote.
-fn run(command: &mut Command) -> Result<String, GuestError> {
-    run_within(command, STEP_BOUND)
-}
-
-fn run_within(command: &mut Command, bound: Duration) -> Result<String, GuestError> {
-    let output = run_bounded(&mut *command, bound);
-    let output = output.map_err(io_error(format!("run {command:?}")))?;
-    if !output.status.success() {
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        return Err(failed(command, &output.status.to_string(), complaint.trim()));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-fn failed(command: &Command, status: &str, complaint: &str) -> GuestError {
-    GuestError::Command {
-        command: format!("{command:?}"),
-        status: status.to_owned(),
-        complaint: complaint.to_owned(),
-    }
-}
-
-/// The path of a program that [`make`] has found, in directories that users' paths may lack.
-fn tool(program: &str) -> PathBuf {
-    find(program).unwrap_or_else(|| program.into())
 }

@@ -123,8 +123,13 @@ impl Running {
         let told = fs::read_to_string(self.path("status")).unwrap_or_default();
         let told = told.trim().parse();
         let status = told.map_err(|_| died(format!("its command left no status ({status})")))?;
-        let output = fs::read(self.path("output")).unwrap_or_default();
-        Ok(Ended { status, output: String::from_utf8_lossy(&output).into_owned() })
+        Ok(Ended { status, output: self.output() })
+    }
+
+    /// What its command has written so far.
+    pub(super) fn output(&self) -> String {
+        let bytes = fs::read(self.path("output")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// Writes what has come since `said` bytes to our standard output; returns how much.

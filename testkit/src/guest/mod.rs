@@ -11,6 +11,7 @@
 
 mod kernel;
 mod machine;
+mod packages;
 
 use std::{io, path::PathBuf, process::Command, time::Duration};
 
@@ -102,13 +103,16 @@ pub enum Network {
     Loopback,
     /// Two devices joined by a cable: `rxe0` at 10.98.0.1 on interface `left`, `rxe1` at 10.98.0.2 on `right`.
     Pair,
+    /// The same with each end in a network namespace of its own, `left` and `right`, as two hosts have it.
+    Namespaces,
     /// One device, `rxe0`, on a wire to another guest: 10.97.0.1 and 10.97.0.2.
     Wire,
 }
 
 impl Network {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::None, Self::Loopback, Self::Pair, Self::Wire];
+    pub const ALL: [Self; 5] =
+        [Self::None, Self::Loopback, Self::Pair, Self::Namespaces, Self::Wire];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -116,6 +120,7 @@ impl Network {
             Self::None => "none",
             Self::Loopback => "loopback",
             Self::Pair => "pair",
+            Self::Namespaces => "namespaces",
             Self::Wire => "wire",
         }
     }
@@ -182,6 +187,17 @@ impl Guest {
         let second = Running::start(&guest, second, Some(wire.end(2)))?;
         Ok([first.wait()?, second.wait()?])
     }
+
+    /// The same where the first serves the second and is ended with it: how the second ended, and what both wrote.
+    pub fn run_served(&self, commands: [&Command; 2]) -> Result<Ended, GuestError> {
+        let guest = Self { network: Network::Wire, ..self.clone() };
+        let wire = machine::Wire::lay()?;
+        let [server, client] = commands;
+        let server = Running::start(&guest, server, Some(wire.end(1)))?;
+        let mut ended = Running::start(&guest, client, Some(wire.end(2)))?.wait()?;
+        ended.output += &format!("-- the other guest:\n{}", server.output());
+        Ok(ended)
+    }
 }
 
 /// A command that ran in a guest.
@@ -211,6 +227,17 @@ mod tests {
         let names: std::collections::BTreeSet<_> =
             Network::ALL.iter().map(|network| network.name()).collect();
         assert_eq!(names.len(), Network::ALL.len());
+    }
+
+    #[test]
+    fn who_reads_what_contributors_are_told_finds_each_platform_without() {
+        let told = include_str!("../../../CONTRIBUTING.md");
+        let (_, list) = told.split_once("## Where tests are skipped").unwrap();
+        let row = list.lines().find(|line| line.contains("`guest`")).unwrap();
+        for (platform, _) in PLATFORMS_WITHOUT {
+            let (Platform::OtherThan(word) | Platform::Without(word)) = platform;
+            assert!(row.contains(word), "{platform:?} is not in CONTRIBUTING.md's list");
+        }
     }
 
     #[test]

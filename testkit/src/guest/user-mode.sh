@@ -1,24 +1,16 @@
 #!/bin/sh
-# Builds a User-Mode Linux kernel with Soft-RoCE: user-mode.sh DIRECTORY leaves DIRECTORY/linux.
-# The source is Debian's newest, by lists of packages of its own: the system's stay as they are. SMP came with 6.19, and
-# older ones die on CPUs with AMX.
+# Builds a User-Mode Linux kernel with Soft-RoCE: user-mode.sh DIRECTORY APT_OPTION... leaves DIRECTORY/linux.
+# The source is the newest that apt finds with these options. SMP came with 6.19, and older ones die on CPUs with AMX.
 set -eu
 directory=$1
+shift
 rm -rf "$directory"
-mkdir -p "$directory/lists/partial" "$directory/archives/partial"
+mkdir -p "$directory"
 cd "$directory"
-# The mirror that this system already uses.
-mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | sort -u | head -n 1)
-[ -n "$mirror" ] || { echo "this system's lists of packages name no Debian mirror" >&2; exit 1; }
-key=/usr/share/keyrings/debian-archive-keyring.gpg
-echo "deb [signed-by=$key] ${mirror%/} trixie-backports main" >sources.list
-own="-o Dir::Etc::sourcelist=$directory/sources.list -o Dir::Etc::sourceparts=-"
-own="$own -o Dir::State::lists=$directory/lists -o Dir::Cache::archives=$directory/archives"
-own="$own -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache="
-apt-get $own update -qq
-source=$(apt-cache $own search --names-only '^linux-source-[0-9.]*$' | cut -d ' ' -f 1 | sort -V | tail -n 1)
-[ -n "$source" ] || { echo "trixie-backports has no linux-source" >&2; exit 1; }
-apt-get $own download -qq "$source"
+apt-get "$@" update -qq
+source=$(apt-cache "$@" search --names-only '^linux-source-[0-9.]*$' | cut -d ' ' -f 1 | sort -V | tail -n 1)
+[ -n "$source" ] || { echo "there is no package linux-source" >&2; exit 1; }
+apt-get "$@" download -qq "$source"
 dpkg-deb -x "$source"_*.deb unpacked
 tar -xJf "unpacked/usr/src/$source.tar.xz"
 rm -rf unpacked "$source"_*.deb
@@ -53,4 +45,4 @@ for name in RDMA_RXE SMP OVERLAY_FS HOSTFS DUMMY IP_MULTIPLE_TABLES VETH CPUSETS
 done
 $make -j"$(nproc)" linux >build.log 2>&1 || { tail -n 20 build.log >&2; exit 1; }
 strip -o linux objects/linux
-rm -rf source objects lists archives
+rm -rf source objects

@@ -10,17 +10,24 @@ use crate::{
     conformance::{HostilePair, Pair},
 };
 
-const SMALL: Geometry = Geometry { window: 4, slot_bytes: 512, arena_bytes: 64 << 10 };
+pub(super) const SMALL: Geometry = Geometry { window: 4, slot_bytes: 512, arena_bytes: 64 << 10 };
 
-fn ends(geometry: Geometry) -> (RdmaLink, RdmaLink) {
+/// A client's and a worker's: two devices where there are two, so that packets cross what lies between.
+fn adapters() -> (Adapter, Adapter) {
     let names = devices().unwrap();
-    let end = |name: Option<&String>| {
-        let settings = Settings { device: name.cloned(), ..Settings::default() };
-        let adapter = Adapter::open(&settings).unwrap();
-        adapter.prepare(adapter.port.gids[0], geometry).unwrap()
+    let open = |name: Option<&String>| {
+        Adapter::open(&Settings { device: name.cloned(), ..Settings::default() }).unwrap()
     };
-    // Two devices where there are two: then packets cross what lies between.
-    let (client, worker) = (end(names.first()), end(names.last()));
+    (open(names.first()), open(names.last()))
+}
+
+pub(super) fn ends(geometry: Geometry) -> (RdmaLink, RdmaLink) {
+    ends_of(&adapters(), geometry)
+}
+
+fn ends_of(adapters: &(Adapter, Adapter), geometry: Geometry) -> (RdmaLink, RdmaLink) {
+    let end = |adapter: &Adapter| adapter.prepare(adapter.port.gids[0], geometry).unwrap();
+    let (client, worker) = (end(&adapters.0), end(&adapters.1));
     let (at_client, at_worker) = (client.endpoint(), worker.endpoint());
     let (ours, theirs) = UnixStream::pair().unwrap();
     let worker = worker.connect(&at_client, Side::Worker, theirs.into()).unwrap();
@@ -35,8 +42,8 @@ fn pair(geometry: Geometry) -> Pair {
 }
 
 /// A peer that writes what it likes where it likes, with the immediate that it likes.
-struct Hostile {
-    link: RdmaLink,
+pub(super) struct Hostile {
+    pub(super) link: RdmaLink,
 }
 
 impl Hostile {
@@ -51,7 +58,7 @@ impl Hostile {
         self.link.pair.write(outgoing, self.link.target, &[write]).unwrap();
     }
 
-    fn message(&mut self, header: &[u8], immediate: Option<u32>) {
+    pub(super) fn message(&mut self, header: &[u8], immediate: Option<u32>) {
         let write = Write { bytes: 0..header.len(), offset: 0, immediate, signal: None };
         self.write(header, write);
     }
@@ -83,7 +90,7 @@ on_a_device!(pair; order held_posts_go_out window_is_the_bound payload_sizes bot
     wait_sees_what_came_before arena_blocks exchange_gives_both_buffers);
 on_a_device!(hostile; bad_headers_close_the_link garbage_never_panics cut_messages_never_arrive);
 
-fn request() -> Header {
+pub(super) fn request() -> Header {
     Header {
         generation: 1,
         slot: 0,
@@ -102,7 +109,7 @@ fn request() -> Header {
 }
 
 /// What ends a link, once it does.
-fn until_error(link: &mut RdmaLink) -> LinkError {
+pub(super) fn until_error(link: &mut RdmaLink) -> LinkError {
     let until = Instant::now() + PATIENCE;
     loop {
         match link.poll() {
@@ -148,8 +155,11 @@ fn a_write_outside_the_region_ends_that_link_alone() {
 #[test]
 #[ignore = "needs an RDMA device"]
 fn another_links_key_opens_nothing() {
-    let (mut peer, mut worker) = Hostile::against(SMALL);
-    let (_other, served) = ends(SMALL);
+    // Two lanes of one worker, which has opened its device once.
+    let adapters = adapters();
+    let (link, mut worker) = ends_of(&adapters, SMALL);
+    let mut peer = Hostile { link };
+    let (_other, served) = ends_of(&adapters, SMALL);
     let (address, key) = (served.parts.incoming.address(), served.parts.incoming.remote_key());
     peer.link.target = Target { region: address, bytes: SMALL.region_bytes(), key };
     peer.write(&[7; 64], Write { bytes: 0..64, offset: 0, immediate: None, signal: None });

@@ -1,7 +1,10 @@
 //! Real verbs: these need a device, as the RDMA run's virtual machine has one, and are ignored elsewhere.
 #![allow(clippy::unwrap_used)]
 
+mod apart;
 mod link;
+pub(super) mod puppet;
+mod rights;
 
 use std::time::{Duration, Instant};
 
