@@ -22,7 +22,7 @@ use gleaner_proto::{
 
 use super::{PATIENCE, link::Hostile};
 use crate::{
-    Arrival, Block, Geometry, Link, LinkError, Side,
+    Arrival, Block, Geometry, Link, LinkError, Payload, Side,
     rdma::{Adapter, RdmaLink, Settings, Unconnected},
 };
 
@@ -170,7 +170,7 @@ fn post(link: &mut RdmaLink, body: &[u8]) -> Result<(), LinkError> {
 fn arrived(link: &RdmaLink, arrival: &Arrival) -> Vec<u8> {
     let mut body = arrival.block.offset.to_le_bytes().to_vec();
     body.extend(arrival.header.encode());
-    body.extend(link.incoming(arrival));
+    body.extend(link.incoming(arrival.payload()));
     body
 }
 
@@ -283,11 +283,11 @@ impl Link for Remote {
         Ok(Some(Arrival { header, block, reply: None }))
     }
 
-    fn incoming(&self, _last: &Arrival) -> &[u8] {
+    fn incoming(&self, _last: Payload) -> &[u8] {
         &self.incoming
     }
 
-    fn exchange(&mut self, _last: &Arrival, reply: Block) -> (&mut [u8], &mut [u8]) {
+    fn exchange(&mut self, _last: Payload, reply: Block) -> (&mut [u8], &mut [u8]) {
         (&mut self.incoming, reply.payload_and_guard(&mut self.outgoing))
     }
 
