@@ -32,7 +32,7 @@ use super::{
     log::say,
     reaper::Reaper,
     users::Users,
-    vacate::Cause,
+    vacate::{Cause, Cleared},
     workers::{BECOMING_MAX, Outcome, Refused, Wanted, Workers},
 };
 use crate::sys::{self, Waits};
@@ -327,11 +327,11 @@ impl Keeper {
                 None
             }
         };
-        let answer = cleared.as_ref().map(|cleared| cleared.answer).unwrap_or_default();
+        let answer = cleared.as_ref().map(Cleared::answer).unwrap_or_default();
         hooks::answer(socket, &answer);
         let hook_us = micros(sys::boottime_ns() - stamp_ns);
         // The job no longer waits.
-        cleared.iter().for_each(|cleared| self.tidy(cleared));
+        cleared.into_iter().for_each(|cleared| self.tidy(cleared));
         let ended = message.kind == HookKind::Epilog;
         let HookMessage { job_id, job_uid, .. } = *message;
         self.agent.notify(&Notice::JobEvent { ended, job_id, job_uid, stamp_ns, hook_us }, None);

@@ -48,17 +48,26 @@ impl Cause {
 /// A vacate whose processes are gone and that is on record; what they left is not tidied up yet.
 #[derive(Debug)]
 pub(super) struct Cleared {
-    /// What the hook is told. The kernel frees a process's memory before it says that it has ended.
-    pub(super) answer: HookAnswer,
+    record: VacateRecord,
     /// When the bound is over.
     until_ns: u64,
+}
+
+impl Cleared {
+    /// What the hook is told. The kernel frees a process's memory before it says that it has ended.
+    pub(super) fn answer(&self) -> HookAnswer {
+        let VacateRecord { leases, processes, remaining, .. } = self.record;
+        let [fence_us, kill_us, gone_us, _, answer_us] = self.record.steps_us;
+        let steps_us = [fence_us, kill_us, gone_us, answer_us];
+        HookAnswer { leases, processes, remaining, steps_us }
+    }
 }
 
 impl Keeper {
     /// Clears the node; waits at most `bound_ns` for the last process.
     pub(super) fn vacate(&mut self, cause: Cause, bound_ns: u64) {
         if let Some(cleared) = self.clear(cause, bound_ns) {
-            self.tidy(&cleared);
+            self.tidy(cleared);
         }
     }
 
@@ -81,7 +90,7 @@ impl Keeper {
         let kill_us = cause.age_us();
         let remaining = self.wait_for_all(until_ns) as u32;
         let gone_us = cause.age_us();
-        self.record(&VacateRecord {
+        let record = VacateRecord {
             id: random(),
             trigger,
             epoch,
@@ -95,16 +104,21 @@ impl Keeper {
             stamp_ns,
             unix_ms: unix_ms(),
             boot_id: self.boot_id,
-        });
-        let steps_us = [fence_us, kill_us, gone_us, cause.age_us()];
-        Some(Cleared { answer: HookAnswer { leases, processes, remaining, steps_us }, until_ns })
+        };
+        self.write(&record);
+        Some(Cleared { record, until_ns })
     }
 
-    /// Frees the places of all that are gone, and tells the agent of each lease's end.
-    pub(super) fn tidy(&mut self, cleared: &Cleared) {
+    /// Frees the places of all that are gone, and tells the agent of each lease's end and of the vacate.
+    pub(super) fn tidy(&mut self, cleared: Cleared) {
+        self.settle_all(cleared.until_ns);
+        self.agent.notify(&Notice::Vacated(cleared.record), None);
+    }
+
+    fn settle_all(&mut self, until_ns: u64) {
         loop {
             self.look();
-            let left_ns = cleared.until_ns.saturating_sub(sys::boottime_ns());
+            let left_ns = until_ns.saturating_sub(sys::boottime_ns());
             if self.workers.present() == 0 || left_ns == 0 {
                 return;
             }
@@ -117,12 +131,16 @@ impl Keeper {
 
     /// Puts a vacate on record, and tells the agent.
     pub(super) fn record(&mut self, record: &VacateRecord) {
+        self.write(record);
+        self.agent.notify(&Notice::Vacated(*record), None);
+    }
+
+    fn write(&mut self, record: &VacateRecord) {
         if let Err(error) = self.journal.append(record) {
             say(format_args!(
                 "a vacate is not in the journal: {error}; free space in the runtime directory"
             ));
         }
-        self.agent.notify(&Notice::Vacated(*record), None);
     }
 
     /// Waits until no process is left; returns how many are. Nothing else is done meanwhile: the dying need the CPUs.
