@@ -59,10 +59,17 @@ pub(crate) fn ordinary_processes_come_first() {
     let (ours, theirs) = (worker.process.pid, busy.0.id());
     pin(ours, 0);
     pin(theirs, 0);
-    let (ours_before, theirs_before) = (cpu_time(ours), cpu_time(theirs));
-    until("the batch job has had its time", || {
-        (cpu_time(theirs) - theirs_before > ENOUGH).then_some(())
-    });
+    // Until its program has been loaded, which takes long in a guest, nobody wants the CPU.
+    let runs_for = |time: Duration| {
+        let before = cpu_time(theirs);
+        until("the batch job has had its time", || {
+            (cpu_time(theirs) - before > time).then_some(())
+        });
+    };
+    runs_for(ENOUGH / 10);
+    let ours_before = cpu_time(ours);
+    runs_for(ENOUGH);
     let taken = cpu_time(ours) - ours_before;
-    assert!(taken < ENOUGH / 10, "the worker took {taken:?} beside {ENOUGH:?}");
+    // An equal would take as much. An emulated CPU is late to interrupt who runs.
+    assert!(taken < ENOUGH / 4, "the worker took {taken:?} beside {ENOUGH:?}");
 }
