@@ -113,18 +113,6 @@ fn tcp_where_no_port_is_up_here() {
     falls_back(&with_device(&host, "rxe1"), "rxe1 has no active port");
 }
 
-#[test]
-#[ignore = "needs another machine"]
-fn tcp_where_there_is_no_device_here_and_rdma_once_there_is() {
-    let host = Host::start("rxe0", "n1");
-    assert_eq!(chosen(host.options()), Transport::Rdma);
-    let interface = crate::service::verbs::link_word("netdev");
-    run("rdma link delete rxe0; rdma link delete rxe1 2>/dev/null || true");
-    falls_back(&host.options(), "no RDMA device");
-    run(&format!("rdma link add rxe0 type rxe netdev {interface}"));
-    assert_eq!(chosen(host.options()), Transport::Rdma);
-}
-
 /// A device whose address the other machine has no route to. It stays, down: an interface is not gone before each process
 /// that has opened its device has let go.
 const FAR_AWAY: &str = "ip link show far >/dev/null 2>&1 || { ip link add far type dummy; \

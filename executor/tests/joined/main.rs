@@ -34,7 +34,7 @@ fn pass(tests: &str) {
         own
     };
     let serves = own(&["--exact", "host::serves"]);
-    let guest = Guest::new(Network::Wire).bound(Duration::from_secs(170));
+    let guest = Guest::new(Network::Wire).bound(Duration::from_secs(240));
     let output = guest.run_served([&serves, &own(&[tests])]).unwrap().expect_success();
     println!("{output}");
     assert!(!output.contains("running 0 tests"), "{output}");
