@@ -14,11 +14,6 @@ use std::{
     ptr,
 };
 
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
-};
-
 pub use gleaner_fabric::passing::{recv_with_fd, send_with_fd};
 
 /// A call's return value, or the system's error.
@@ -91,10 +86,7 @@ const THREADS_MAX: usize = 4096;
 /// on a busy node may be seconds later; in the ordinary class they take their turn. Not in a real-time class: a dying
 /// thread that waits there for another that it keeps from running would wait for ever. Takes an open `/proc`; allocates
 /// nothing. Best effort: needs CAP_SYS_NICE.
-///
-/// They die on these CPUs, if any are named: which of them frees the process's memory nobody knows, and the kernel leaves those
-/// that it woke on one CPU there, while another runs nothing but the idle class.
-pub fn hurry(proc_dir: BorrowedFd<'_>, pid: u32, cpus: &[u16]) {
+pub fn hurry(proc_dir: BorrowedFd<'_>, pid: u32) {
     let mut path = [0u8; 32];
     if write!(&mut path[..31], "{pid}/task").is_err() {
         return;
@@ -109,11 +101,6 @@ pub fn hurry(proc_dir: BorrowedFd<'_>, pid: u32, cpus: &[u16]) {
     }
     // SAFETY: the descriptor is open, and nobody else owns it.
     let tasks = unsafe { OwnedFd::from_raw_fd(fd) };
-    let mut places = CpuSet::new();
-    for &cpu in cpus {
-        // None has a number that the set has no room for.
-        let _ = places.set(usize::from(cpu));
-    }
     let mut entries = [0u8; 4096];
     for _ in 0..THREADS_MAX {
         // SAFETY: the buffer is writable and has the stated length.
@@ -128,18 +115,12 @@ pub fn hurry(proc_dir: BorrowedFd<'_>, pid: u32, cpus: &[u16]) {
         if read <= 0 {
             return;
         }
-        each_thread(&entries[..read as usize], |thread| {
-            // First: in the ordinary class it would run at once, and a thread that runs is moved by waiting for it.
-            if !cpus.is_empty() {
-                let _ = sched_setaffinity(thread, &places);
-            }
-            into_ordinary_class(thread);
-        });
+        each_thread(&entries[..read as usize], into_ordinary_class);
     }
 }
 
 /// Calls `act` for each entry of a `getdents64` buffer whose name is a number.
-fn each_thread(mut entries: &[u8], act: impl Fn(Pid)) {
+fn each_thread(mut entries: &[u8], act: impl Fn(libc::pid_t)) {
     // struct linux_dirent64: u64 inode, i64 offset, u16 length, u8 type, name.
     const NAME_AT: usize = 19;
     while let Some(&[low, high]) = entries.get(16..18) {
@@ -147,14 +128,14 @@ fn each_thread(mut entries: &[u8], act: impl Fn(Pid)) {
         let Some(name) = entries.get(NAME_AT..len) else { return };
         let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
         let number = std::str::from_utf8(&name[..end]).ok().and_then(|name| name.parse().ok());
-        number.map(Pid::from_raw).into_iter().for_each(&act);
+        number.into_iter().for_each(&act);
         entries = &entries[len..];
     }
 }
 
 /// One that is gone needs no hurry.
-fn into_ordinary_class(thread: Pid) {
-    let _ = set_class(thread.as_raw(), libc::SCHED_OTHER, 0);
+fn into_ordinary_class(thread: libc::pid_t) {
+    let _ = set_class(thread, libc::SCHED_OTHER, 0);
 }
 
 /// Takes a descriptor that this process's parent left open at a fixed number.

@@ -70,7 +70,7 @@ fn kill(process: Process) -> bool {
     let Ok(pidfd) = sys::pidfd_open(process.pid) else { return false };
     let killed = lives(process) && sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL).is_ok();
     if let (true, Ok(proc_dir)) = (killed, fs::File::open("/proc")) {
-        sys::hurry(proc_dir.as_fd(), process.pid, &[]);
+        sys::hurry(proc_dir.as_fd(), process.pid);
     }
     killed
 }

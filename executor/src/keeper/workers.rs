@@ -462,12 +462,10 @@ impl Slot {
         }
     }
 
-    /// Lets the killed process die now, on its lease's CPUs: in the idle class it would do so when the node's own work leaves it
-    /// a moment.
+    /// Lets the killed process die now: in the idle class it would do so when the node's own work leaves it a moment.
     fn hurry(&self, table: &Table) {
         if self.lives().is_some() {
-            let cpus = self.lease.as_ref().map(Become::cores).unwrap_or_default();
-            sys::hurry(table.proc_dir(), self.process.pid, cpus);
+            sys::hurry(table.proc_dir(), self.process.pid);
         }
     }
 

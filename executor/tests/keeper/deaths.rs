@@ -1,15 +1,8 @@
 //! Workers, agents and keepers that are stopped, deaf or killed, and what is left of them: nothing.
 
-use std::{
-    fs::{self, File},
-    os::fd::AsFd,
-    process::Command,
-};
+use std::fs;
 
-use gleaner_executor::{
-    keeper::ipc::{End, Order, StartRefusal},
-    sys,
-};
+use gleaner_executor::keeper::ipc::{End, Order, StartRefusal};
 use gleaner_proto::{hook::HookKind, vacates::Trigger};
 use nix::sys::signal::Signal;
 
@@ -27,18 +20,6 @@ pub(crate) fn stopped_worker() {
         assert_eq!(gone(&bench, 1), End::Stopped);
         assert!(!lives(worker.process));
     }
-}
-
-/// Seen on one that is not killed: the dead cannot be asked.
-pub(crate) fn hurried_to_their_cpus() {
-    let last = std::thread::available_parallelism().unwrap().get() - 1;
-    let mut child = Command::new("sleep").arg("600").spawn().unwrap();
-    sys::hurry(File::open("/proc").unwrap().as_fd(), child.id(), &[last as u16]);
-    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
-    child.kill().unwrap();
-    child.wait().unwrap();
-    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
-    assert_eq!(allowed.trim(), last.to_string());
 }
 
 pub(crate) fn killed_keeper() {

@@ -49,7 +49,6 @@ fn main() {
         ("a_grants_end_clears_the_node", deadlines::grant_end),
         ("a_keeper_that_was_stopped_kills_before_it_starts", deadlines::stopped_keeper),
         ("a_stopped_worker_dies", deaths::stopped_worker),
-        ("the_killed_die_on_their_lease_s_cpus", deaths::hurried_to_their_cpus),
         ("a_killed_keeper_takes_all_with_it", deaths::killed_keeper),
         ("a_killed_agent_ends_its_leases", deaths::killed_agent),
         ("an_agent_that_does_not_read_is_replaced", deaths::deaf_agent),
