@@ -6,8 +6,9 @@ use gleaner_testkit::guest::{Guest, Network, unsupported};
 
 use crate::support::{Bench, groups};
 
-/// What asks how fast the killed are gone: an emulated CPU cannot tell.
-const TIMED: [&str; 2] = [
+/// What asks how fast the killed are gone, or how a CPU's time is shared: an emulated CPU cannot tell.
+const TIMED: [&str; 3] = [
+    "a_worker_gives_way_to_every_ordinary_process",
     "a_busy_node_does_not_keep_the_dead_waiting",
     "a_dying_worker_that_is_interrupted_does_not_stop_the_keeper",
 ];
@@ -37,6 +38,7 @@ pub(crate) fn lease_has_its_group() {
     assert!(Path::new("/sys/fs/cgroup/cgroup.controllers").is_file());
     let node = groups(&bench.node_dir());
     assert_eq!(node.len(), 1, "{node:?}");
+    assert_eq!(fs::read_to_string(node[0].join("cpu.idle")).unwrap(), "1\n", "idle to the machine");
     let group = fs::read_to_string(format!("/proc/{}/cgroup", worker.process.pid)).unwrap();
     let group = Path::new("/sys/fs/cgroup").join(group.trim().trim_start_matches("0::/"));
     assert!(group.starts_with(&node[0]), "{group:?}");
