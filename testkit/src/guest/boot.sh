@@ -81,6 +81,7 @@ else
     stty raw -F $output
     dmesg -n 1
 fi
+: >/run/guest/begun
 {
     sh /run/guest/command </dev/null 2>&1
     echo $? >/run/guest/status

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use super::{
@@ -26,6 +27,12 @@ const MOUNT_SHARE: &str = "-t 9p -o trans=virtio,version=9p2000.L,msize=512000,c
 /// Fast to boot on an emulated CPU, and silent but for errors.
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 nokaslr mitigations=off nopti tsc=reliable \
      no_timer_check random.trust_cpu=on audit=0 apparmor=0";
+/// How long a machine may take until its command begins (seconds are usual), and how many are started for one command: an
+/// emulated kernel stops now and then before it has run anything.
+const BEGIN_BOUND: Duration = Duration::from_secs(60);
+const MACHINES: u32 = 3;
+/// Made by boot.sh before the command.
+const BEGUN: &str = "begun";
 /// Bytes of each log's end that an error shows.
 const LOG_TAIL_BYTES: usize = 3_000;
 
@@ -92,18 +99,19 @@ impl Running {
         let file = |name: &str| {
             File::create(directory.path().join(name)).map_err(io_error(format!("make {name}")))
         };
-        let mut machine = match &kernel {
-            Kernel::Stock(image) => qemu(guest, image, directory.path(), wire.as_ref()),
-            Kernel::UserMode(linux) => {
-                write("cpuinfo", fs::read_to_string("/proc/cpuinfo").unwrap_or_default())?;
-                let run = quoted(&directory.path().to_string_lossy());
-                write("init", USER_MODE_INIT.replacen('\n', &format!("\nrun={run}\n"), 1))?;
-                user_mode(guest, linux, directory.path())?
-            }
-        };
-        machine.stdout(file("output")?).stderr(file("machine.log")?);
-        let machine =
-            Daemon::start("guest", machine, None).map_err(io_error("start the machine"))?;
+        if let Kernel::UserMode(_) = kernel {
+            write("cpuinfo", fs::read_to_string("/proc/cpuinfo").unwrap_or_default())?;
+            let run = quoted(&directory.path().to_string_lossy());
+            write("init", USER_MODE_INIT.replacen('\n', &format!("\nrun={run}\n"), 1))?;
+        }
+        let machine = begun(directory.path(), BEGIN_BOUND, || {
+            let mut machine = match &kernel {
+                Kernel::Stock(image) => qemu(guest, image, directory.path(), wire.as_ref()),
+                Kernel::UserMode(linux) => user_mode(guest, linux, directory.path())?,
+            };
+            machine.stdout(file("output")?).stderr(file("machine.log")?);
+            Daemon::start("guest", machine, None).map_err(io_error("start the machine"))
+        })?;
         Ok(Self { machine, directory, bound: guest.bound, aloud, _warden: warden })
     }
 
@@ -147,13 +155,41 @@ impl Running {
     }
 
     fn log(&self) -> String {
-        let tail = |name: &str| {
-            let bytes = fs::read(self.path(name)).unwrap_or_default();
-            let from = bytes.len().saturating_sub(LOG_TAIL_BYTES);
-            format!("-- {name}\n{}\n", String::from_utf8_lossy(&bytes[from..]).trim_end())
-        };
-        ["output", "console", "boot.log", "machine.log"].map(tail).concat()
+        log(self.directory.path())
     }
+}
+
+/// The end of each log in a run directory.
+fn log(directory: &Path) -> String {
+    let tail = |name: &str| {
+        let bytes = fs::read(directory.join(name)).unwrap_or_default();
+        let from = bytes.len().saturating_sub(LOG_TAIL_BYTES);
+        format!("-- {name}\n{}\n", String::from_utf8_lossy(&bytes[from..]).trim_end())
+    };
+    ["output", "console", "boot.log", "machine.log"].map(tail).concat()
+}
+
+/// A machine that has come as far as its command, or has ended. One that stops on the way is ended, and another is started.
+fn begun(
+    directory: &Path,
+    bound: Duration,
+    start: impl Fn() -> Result<Daemon, GuestError>,
+) -> Result<Daemon, GuestError> {
+    for number in 1..=MACHINES {
+        let mut machine = start()?;
+        let come = poll_until(bound, || {
+            directory.join(BEGUN).exists() || machine.wait(Duration::ZERO).is_some()
+        });
+        if come {
+            return Ok(machine);
+        }
+        let log = log(directory);
+        eprintln!("guest: machine {number} did not begin its command within {bound:?}:\n{log}");
+        machine.signal(Signal::SIGKILL);
+        machine.wait(BEGIN_BOUND);
+    }
+    let what = format!("none of {MACHINES} machines began its command within {bound:?}");
+    Err(GuestError::Died { what, log: log(directory) })
 }
 
 /// boot.sh with its variables.
@@ -249,9 +285,34 @@ fn qemu(guest: &Guest, image: &Image, directory: &Path, wire: Option<&WireEnd>) 
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::guest::Network;
+
+    #[test]
+    fn a_machine_that_stops_before_its_command_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = directory.path().join("first");
+        let text = format!(
+            "if mkdir {}; then exec sleep 1000; fi; touch {}",
+            shown(&first),
+            shown(&directory.path().join(BEGUN)),
+        );
+        let started = std::cell::RefCell::new(Vec::new());
+        let mut machine = begun(directory.path(), Duration::from_millis(500), || {
+            let mut command = Command::new("sh");
+            command.args(["-c", &text]);
+            let machine = Daemon::start("machine", command, None).unwrap();
+            started.borrow_mut().push(machine.pid());
+            Ok(machine)
+        });
+        let ended = machine.as_mut().unwrap().wait(BEGIN_BOUND).unwrap();
+        assert!(ended.success());
+        let started = started.into_inner();
+        assert_eq!(started.len(), 2);
+        assert!(!crate::process::is_alive(started[0]));
+    }
 
     #[test]
     fn a_command_reaches_the_guest_as_it_is() {

@@ -156,7 +156,7 @@ impl Guest {
         self
     }
 
-    /// Ends it after this long, boot included.
+    /// Ends it after its command has run this long.
     pub fn bound(mut self, bound: Duration) -> Self {
         self.bound = bound;
         self
