@@ -145,7 +145,7 @@ pub fn count_calls(stage: &Stage, payload: usize, trips: usize) -> Result<Counte
     let caller = Caller::start(&[&config, &payload.to_string()])?;
     let layout = Layout::new(GEOMETRY)?;
     let places = |base: u64, direction| Places {
-        first: base + layout.line(direction, 0) as u64 + NUMBER_AT,
+        first: base + layout.half(direction).line(0) as u64 + NUMBER_AT,
         stride: HEADER_LEN as u64,
         count: layout.lines,
     };

@@ -7,10 +7,10 @@ use std::{
 };
 
 use crate::{
-    calls::{CallKey, Calls, State},
+    calls::{CallKey, Calls, Fill, lost_reply},
     ended::Listener,
     error::CallError,
-    function::{Function, Settings},
+    function::{Function, Settings, once},
     pool::Pool,
     tune::DROPPED_GRACE,
 };
@@ -62,7 +62,7 @@ impl<'p> Function<'p> {
         F: FnMut(&[u8]) -> R,
     {
         let pool = self.pool;
-        let begun = pool.calls.borrow_mut().begin(self.index, self.settings, len, fill);
+        let begun = pool.calls.borrow_mut().begin(self.index, &self.settings, len, &mut once(fill));
         let stage = match begun {
             Ok(Begun { key, news }) => {
                 if news {
@@ -90,7 +90,9 @@ impl<R, F: FnMut(&[u8]) -> R> Future for CallFuture<'_, F> {
             Stage::Over => panic!("a call was awaited after it had ended"),
         };
         let mut calls = this.pool.calls.borrow_mut();
-        if let Some(result) = calls.try_collect(key, &mut this.read) {
+        let mut reply = None;
+        let read = &mut |bytes: &[u8]| reply = Some((this.read)(bytes));
+        if let Some(result) = calls.try_collect(key, read) {
             // The slot that has become free may be for one that waits.
             let waits = !calls.queue.is_empty();
             if waits {
@@ -100,7 +102,7 @@ impl<R, F: FnMut(&[u8]) -> R> Future for CallFuture<'_, F> {
             if waits {
                 this.pool.ring();
             }
-            return Poll::Ready(result.map(|(result, _)| result));
+            return Poll::Ready(result.and_then(|()| reply.ok_or_else(lost_reply)));
         }
         this.stage = Stage::UnderWay(key);
         let before = calls.set_listener(key, Listener::Task(context.waker().clone()));
@@ -133,31 +135,24 @@ impl Calls {
     fn begin(
         &mut self,
         function: u32,
-        settings: Settings,
+        settings: &Settings,
         len: usize,
-        fill: impl FnOnce(&mut [u8]),
+        fill: Fill<'_>,
     ) -> Result<Begun, CallError> {
         let len = u32::try_from(len).unwrap_or(u32::MAX);
-        self.check_size(len, &settings)?;
+        self.check_size(len, settings)?;
         let due = self.due;
-        let key = self.admit(function, settings, Listener::Nobody);
+        let key = self.admit(function, settings, settings.due(), Listener::Nobody);
         // Behind those that wait already.
-        let slot = if self.queue.is_empty() { self.prepare(len, &settings) } else { None };
-        let Some((session, lane, prepared)) = slot else {
-            let mut input = vec![0; len as usize];
-            fill(&mut input);
-            self.calls[key.index as usize].state = State::Queued(input);
-            self.queue.push_back(key.index);
+        let slot = if self.queue.is_empty() { self.prepare(len, settings) } else { None };
+        let Some(place) = slot else {
+            self.enqueue(key.index, len, fill);
             return Ok(Begun { key, news: true });
         };
-        let mut unsent = false;
-        if let Some(open) = self.sessions[session].as_mut() {
-            fill(open.lanes[lane].input(&prepared));
-            self.post(key.index, session, lane, &prepared);
-        }
-        if let Some(open) = self.sessions[session].as_ref() {
-            unsent = open.closing.is_some() || open.lanes[lane].link_ref().unsent();
-        }
+        self.send(key.index, place, fill);
+        let unsent = self.sessions[place.session()].as_ref().is_some_and(|open| {
+            open.closing.is_some() || open.lanes[place.lane()].link_ref().unsent()
+        });
         Ok(Begun { key, news: unsent || self.due != due })
     }
 }

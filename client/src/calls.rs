@@ -15,7 +15,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gleaner_fabric::Payload;
 use gleaner_proto::header::Status;
 
 use crate::{
@@ -43,6 +42,12 @@ pub(crate) struct CallKey {
     pub(crate) index: u32,
     pub(crate) number: u64,
 }
+
+/// Writes an input in place, once.
+pub(crate) type Fill<'a> = &'a mut dyn FnMut(&mut [u8]);
+
+/// Reads a reply in place.
+pub(crate) type Read<'a> = &'a mut dyn FnMut(&[u8]);
 
 /// Everything of a pool.
 pub(crate) struct Calls {
@@ -79,6 +84,7 @@ pub(crate) struct Opened {
 }
 
 /// One call.
+#[derive(Default)]
 pub(crate) struct Call {
     pub(crate) number: u64,
     pub(crate) function: u32,
@@ -97,22 +103,43 @@ pub(crate) struct Call {
 }
 
 /// Where a call is.
+#[derive(Default)]
 pub(crate) enum State {
+    #[default]
     Free,
     /// Waits for a slot, with its input.
     Queued(Vec<u8>),
     Sent(Place),
     /// Answered well; the reply still lies in its slot.
-    Replied(Place, Payload),
+    Replied(Place),
     Done(Result<Vec<u8>, CallError>),
 }
 
-/// A slot of a lane of a session.
+/// A slot of a lane of a session: one word, since it is kept and passed on with each call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
-    pub(crate) session: usize,
-    pub(crate) lane: usize,
+    session: u32,
+    lane: u16,
     pub(crate) slot: u16,
+}
+
+impl Place {
+    /// A lease has far fewer lanes, and a pool far fewer sessions, than there is room for.
+    #[inline]
+    pub(crate) fn new(session: usize, lane: usize, slot: u16) -> Self {
+        debug_assert!(session <= u32::MAX as usize && lane <= usize::from(u16::MAX));
+        Self { session: session as u32, lane: lane as u16, slot }
+    }
+
+    #[inline]
+    pub(crate) fn session(self) -> usize {
+        self.session as usize
+    }
+
+    #[inline]
+    pub(crate) fn lane(self) -> usize {
+        usize::from(self.lane)
+    }
 }
 
 impl Calls {
@@ -144,42 +171,58 @@ impl Calls {
         }
     }
 
-    /// Sends a call, or queues it while there is no lease; waits while every slot is in use.
+    /// Sends a call, or queues it while there is no lease; waits while every slot is in use. Compiled as one, for all callers: so
+    /// nothing that it finds goes through memory.
     pub(crate) fn submit(
         &mut self,
         function: u32,
-        settings: Settings,
+        settings: &Settings,
         listener: Listener,
         len: usize,
-        fill: impl FnOnce(&mut [u8]),
+        fill: Fill<'_>,
     ) -> Result<CallKey, CallError> {
         let len = u32::try_from(len).unwrap_or(u32::MAX);
-        self.check_size(len, &settings)?;
         self.look_around();
-        let key = self.admit(function, settings, listener);
-        loop {
-            if let Some((session, lane, prepared)) = self.prepare(len, &settings) {
-                if let Some(open) = self.sessions[session].as_mut() {
-                    fill(open.lanes[lane].input(&prepared));
-                }
-                self.post(key.index, session, lane, &prepared);
-                return Ok(key);
-            }
-            if self.live() == 0 {
-                let mut input = vec![0; len as usize];
-                fill(&mut input);
-                self.calls[key.index as usize].state = State::Queued(input);
-                self.queue.push_back(key.index);
-                return Ok(key);
-            }
+        let due = settings.due();
+        let mut found = self.prepare(len, settings);
+        if found.is_none() {
+            found = self.await_slot(len, settings)?;
+        }
+        let key = self.admit(function, settings, due, listener);
+        match found {
+            Some(place) => self.send(key.index, place, fill),
+            None => self.enqueue(key.index, len, fill),
+        }
+        Ok(key)
+    }
+
+    /// No slot is free: waits for one while there is a lease. Refuses what no lane can ever carry.
+    #[cold]
+    fn await_slot(&mut self, len: u32, settings: &Settings) -> Result<Option<Place>, CallError> {
+        self.check_size(len, settings)?;
+        while self.live() > 0 {
             if !self.spill_one() && !self.pump() {
                 self.idle(None, None);
             }
+            if let found @ Some(_) = self.prepare(len, settings) {
+                return Ok(found);
+            }
         }
+        Ok(None)
+    }
+
+    /// Keeps a call's input until there is a lease.
+    #[cold]
+    pub(crate) fn enqueue(&mut self, index: u32, len: u32, fill: Fill<'_>) {
+        let mut input = vec![0; len as usize];
+        fill(&mut input);
+        self.calls[index as usize].state = State::Queued(input);
+        self.queue.push_back(index);
     }
 
     /// Waits until a call has ended; its reply may then be read, and it must be taken.
-    pub(crate) fn wait(&mut self, key: CallKey) {
+    #[inline(always)]
+    fn wait(&mut self, key: CallKey) {
         while !self.is_done(key) {
             let place = match self.calls[key.index as usize].state {
                 State::Sent(place) => Some(place),
@@ -199,62 +242,67 @@ impl Calls {
     }
 
     /// Whether a call has ended.
+    #[inline]
     pub(crate) fn is_done(&self, key: CallKey) -> bool {
-        matches!(self.call(key).state, State::Replied(..) | State::Done(_))
+        matches!(self.call(key).state, State::Replied(_) | State::Done(_))
     }
 
     /// Waits for a call's end, hands its reply to `read`, and forgets the call. A reply that is taken back while it is read
-    /// was never there: the call goes on, and its next reply is read again.
-    pub(crate) fn collect<R>(
-        &mut self,
-        key: CallKey,
-        mut read: impl FnMut(&[u8]) -> R,
-    ) -> Result<(R, CallStats), CallError> {
+    /// was never there: the call goes on, and its next reply is read again. Compiled as one, as [`submit`](Self::submit) is.
+    pub(crate) fn collect(&mut self, key: CallKey, read: Read<'_>) -> Result<(), CallError> {
         loop {
             self.wait(key);
-            if let Some(result) = self.try_collect(key, &mut read) {
+            if let Some(result) = self.try_collect(key, read) {
                 return result;
             }
         }
     }
 
     /// The same without waiting; `None` while the call goes on.
-    pub(crate) fn try_collect<R>(
+    #[inline(always)]
+    pub(crate) fn try_collect(
         &mut self,
         key: CallKey,
-        read: &mut impl FnMut(&[u8]) -> R,
-    ) -> Option<Result<(R, CallStats), CallError>> {
+        read: Read<'_>,
+    ) -> Option<Result<(), CallError>> {
         if !self.is_done(key) {
             return None;
         }
         let result = self.take(key, read)?;
-        let &Call { number, reruns, executing_ns, .. } = self.call(key);
         self.free.push(key.index);
-        let executing = Duration::from_nanos(executing_ns);
-        Some(result.map(|result| (result, CallStats { number, reruns, executing })))
+        Some(result)
+    }
+
+    /// What a call went through that was collected just now.
+    pub(crate) fn stats_of(&self, key: CallKey) -> CallStats {
+        let &Call { number, reruns, executing_ns, .. } = self.call(key);
+        CallStats { number, reruns, executing: Duration::from_nanos(executing_ns) }
     }
 
     /// `None`: the reply was taken back with its memory while it was read.
-    fn take<R>(
-        &mut self,
-        key: CallKey,
-        read: &mut impl FnMut(&[u8]) -> R,
-    ) -> Option<Result<R, CallError>> {
+    #[inline(always)]
+    fn take(&mut self, key: CallKey, read: Read<'_>) -> Option<Result<(), CallError>> {
         let state = &mut self.calls[key.index as usize].state;
-        match std::mem::replace(state, State::Free) {
-            State::Replied(place, reply) => {
-                let Some(open) = self.sessions[place.session].as_mut() else {
-                    return Some(Err(lost_reply()));
-                };
-                let lane = &mut open.lanes[place.lane];
-                let result = lane.read(reply, read);
-                if result.is_none() {
-                    self.resent(key.index, place);
-                }
-                result.map(Ok)
-            }
-            State::Done(outcome) => Some(outcome.map(|bytes| read(&bytes))),
-            State::Free | State::Queued(_) | State::Sent(_) => Some(Err(lost_reply())),
+        let State::Replied(place) = *state else {
+            return Some(self.take_copy(key, read));
+        };
+        *state = State::Free;
+        let Some(open) = self.sessions[place.session()].as_mut() else {
+            return Some(Err(lost_reply()));
+        };
+        let intact = open.lanes[place.lane()].read(place.slot, read);
+        if !intact {
+            self.resent(key.index, place);
+        }
+        intact.then_some(Ok(()))
+    }
+
+    /// A call that ended without a slot.
+    #[cold]
+    fn take_copy(&mut self, key: CallKey, read: Read<'_>) -> Result<(), CallError> {
+        match std::mem::take(&mut self.calls[key.index as usize].state) {
+            State::Done(outcome) => outcome.map(|bytes| read(&bytes)),
+            _ => Err(lost_reply()),
         }
     }
 
@@ -297,9 +345,10 @@ impl Calls {
     }
 
     /// Takes one answer from a place's lane. Who spins looks for it as often as fits between two readings of the clock.
+    #[inline(always)]
     fn watch(&mut self, place: Place) -> bool {
         let looks = self.spin.looks();
-        let answered = self.pump_lane(place.session, place.lane, looks);
+        let answered = self.pump_lane(place.session(), place.lane(), looks);
         if !answered {
             self.spin.looked(looks);
         }
@@ -307,6 +356,7 @@ impl Calls {
     }
 
     /// Takes one answer from a lane, if it has one within so many looks.
+    #[inline(always)]
     fn pump_lane(&mut self, session: usize, lane: usize, looks: u32) -> bool {
         let Some(open) = self.sessions.get_mut(session).and_then(Option::as_mut) else {
             return false;
@@ -332,9 +382,10 @@ impl Calls {
     }
 
     /// An answer has come: the call ends, or its reply waits in the slot.
+    #[inline(always)]
     pub(crate) fn answered(&mut self, session: usize, lane: usize, answer: Answer) {
-        let Answer { call, status, time_ns, reply, .. } = answer;
-        let place = Place { session, lane, slot: reply.slot };
+        let Answer { slot, call, status, time_ns, .. } = answer;
+        let place = Place::new(session, lane, slot);
         self.spin.answered();
         let Some(index) = call else {
             self.free_slot(place);
@@ -343,16 +394,22 @@ impl Calls {
         let call = &mut self.calls[index as usize];
         call.executing_ns = time_ns;
         if status == Status::Ok && !call.dropped {
-            call.state = State::Replied(place, reply);
+            call.state = State::Replied(place);
             self.stats.ok += 1;
             self.tell(index);
-            return;
+        } else {
+            self.answered_otherwise(index, place, &answer);
         }
-        if status == Status::Stale {
+    }
+
+    /// The answer is no reply that somebody waits for.
+    #[cold]
+    fn answered_otherwise(&mut self, index: u32, place: Place, answer: &Answer) {
+        if answer.status == Status::Stale {
             self.requeue(index, place);
             return;
         }
-        let error = self.failure(index, place, &answer);
+        let error = self.failure(index, place, answer);
         self.free_slot(place);
         self.end(index, Err(error));
     }
@@ -401,8 +458,8 @@ impl Calls {
             let after = call.settings.deadline.unwrap_or_default();
             if let Some(place) = place {
                 self.cancel_at(place, OVERRUN_GRACE);
-                if let Some(open) = self.sessions[place.session].as_mut() {
-                    open.lanes[place.lane].abandon(place.slot);
+                if let Some(open) = self.sessions[place.session()].as_mut() {
+                    open.lanes[place.lane()].abandon(place.slot);
                 }
             }
             self.end(index as u32, Err(CallError::Failed(Failure::Deadline { after })));
@@ -432,50 +489,48 @@ impl Calls {
     }
 
     /// A fresh call, in a place that may have been used before.
+    #[inline(always)]
     pub(crate) fn admit(
         &mut self,
         function: u32,
-        settings: Settings,
+        settings: &Settings,
+        due: Option<Instant>,
         listener: Listener,
     ) -> CallKey {
         self.last_number += 1;
-        let due = settings.deadline.map(|deadline| Instant::now() + deadline);
         if due.is_some() {
             self.due = [self.due, due].into_iter().flatten().min();
         }
-        let call = Call {
-            number: self.last_number,
-            function,
-            settings,
-            state: State::Free,
-            due,
-            reruns: 0,
-            executing_ns: 0,
-            cancelled: false,
-            dropped: false,
-            cut_off: None,
-            listener,
-        };
-        let index = match self.free.pop() {
-            Some(index) => {
-                self.calls[index as usize] = call;
-                index
-            }
-            None => {
-                self.calls.push(call);
-                (self.calls.len() - 1) as u32
-            }
-        };
+        let index = self.free.pop().unwrap_or_else(|| self.one_more());
+        // Field by field: a call as a whole would be made elsewhere first, and copied.
+        let call = &mut self.calls[index as usize];
+        call.number = self.last_number;
+        call.function = function;
+        call.settings = *settings;
+        call.due = due;
+        call.reruns = 0;
+        call.executing_ns = 0;
+        call.cancelled = false;
+        call.dropped = false;
+        call.cut_off = None;
+        call.listener = listener;
         CallKey { index, number: self.last_number }
+    }
+
+    /// A place for a call more than there ever were at once.
+    #[cold]
+    fn one_more(&mut self) -> u32 {
+        self.calls.push(Call::default());
+        (self.calls.len() - 1) as u32
     }
 
     /// What an answer that is not OK means.
     fn failure(&self, index: u32, place: Place, answer: &Answer) -> CallError {
         let settings = &self.calls[index as usize].settings;
-        let Some(open) = self.sessions[place.session].as_ref() else {
+        let Some(open) = self.sessions[place.session()].as_ref() else {
             return lost_reply();
         };
-        let lane = &open.lanes[place.lane];
+        let lane = &open.lanes[place.lane()];
         CallError::Failed(match answer.status {
             Status::ReplyTooLarge => Failure::ReplyTooLarge {
                 capacity: settings.reply_capacity.unwrap_or(lane.slot_capacity()),
@@ -491,13 +546,13 @@ impl Calls {
             },
             Status::FunctionError | Status::Stale => Failure::Function {
                 code: answer.code,
-                message: String::from_utf8_lossy(lane.reply(answer.reply)).into_owned(),
+                message: String::from_utf8_lossy(lane.reply(answer.slot)).into_owned(),
             },
         })
     }
 }
 
 /// A call that was taken already: tickets are taken once, so that no caller sees it.
-fn lost_reply() -> CallError {
+pub(crate) fn lost_reply() -> CallError {
     CallError::Unknown { node: String::new(), reason: "its reply was taken before".into() }
 }

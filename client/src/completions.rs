@@ -3,10 +3,10 @@
 use std::{fmt, time::Instant};
 
 use crate::{
-    calls::{CallKey, Calls},
+    calls::{CallKey, Calls, lost_reply},
     ended::Listener,
     error::CallError,
-    function::Function,
+    function::{Function, once},
     tune::DROPPED_GRACE,
 };
 
@@ -108,7 +108,7 @@ impl<'p, T> Completions<'p, T> {
         tag: T,
     ) -> Result<(), Full<T>> {
         let (index, settings) = (self.function.index, self.function.settings);
-        self.admit(tag, |calls, listener| calls.submit(index, settings, listener, len, fill))
+        self.admit(tag, |calls, told| calls.submit(index, &settings, told, len, &mut once(fill)))
     }
 
     /// Sends a call of another function of the same pool.
@@ -123,9 +123,9 @@ impl<'p, T> Completions<'p, T> {
     ) -> Result<(), Full<T>> {
         let same = std::ptr::eq(function.pool, self.function.pool);
         assert!(same, "a completion queue takes calls of its own pool only");
-        let fill = |buffer: &mut [u8]| buffer.copy_from_slice(input);
+        let mut fill = |buffer: &mut [u8]| buffer.copy_from_slice(input);
         let (index, settings) = (function.index, function.settings);
-        self.admit(tag, |calls, told| calls.submit(index, settings, told, input.len(), fill))
+        self.admit(tag, |calls, told| calls.submit(index, &settings, told, input.len(), &mut fill))
     }
 
     /// Pushes calls, each an input and its tag, until the queue is full or there are no more; they go out together, which costs
@@ -214,11 +214,12 @@ impl<'p, T> Completions<'p, T> {
             if place.as_ref().is_none_or(|(key, _)| *key != told) {
                 continue;
             }
-            if let Some(result) = calls.try_collect(told, read)
+            let mut reply = None;
+            if let Some(result) = calls.try_collect(told, &mut |bytes| reply = Some(read(bytes)))
                 && let Some((_, tag)) = place.take()
             {
                 self.len -= 1;
-                return Some((tag, result.map(|(result, _)| result)));
+                return Some((tag, result.and_then(|()| reply.ok_or_else(lost_reply))));
             }
         }
         None

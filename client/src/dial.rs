@@ -13,7 +13,7 @@ use std::{
 
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use gleaner_fabric::{
-    Geometry, Link, Side,
+    AnyLink, Geometry, Side,
     rdma::{RdmaError, RdmaLink, Unconnected},
     shm::{Direction, Segment, ShmLink},
     tcp::TcpLink,
@@ -168,15 +168,18 @@ impl<'a> Dialler<'a> {
     pub(crate) fn lane(
         &self,
         carrier: &Carrier,
-        session_id: u64,
+        attached: &Attached,
         lane: u32,
         geometry: Geometry,
     ) -> Result<Lane, AttachError> {
         let until = Instant::now() + self.options.answer_timeout;
-        let begin = |endpoint| self.begin_lane(carrier, (session_id, lane), endpoint, until);
-        let link: Box<dyn Link> = match carrier {
-            Carrier::Memory => Box::new(self.shm(begin(Bytes::new())?.0, geometry, until)?),
-            Carrier::Stream => Box::new(self.tcp(begin(Bytes::new())?.0.into_lane()?, geometry)?),
+        let begin =
+            |endpoint| self.begin_lane(carrier, (attached.session_id, lane), endpoint, until);
+        let link: AnyLink = match carrier {
+            Carrier::Memory => self.shm(begin(Bytes::new())?.0, geometry, until)?.into(),
+            Carrier::Stream => {
+                AnyLink::other(self.tcp(begin(Bytes::new())?.0.into_lane()?, geometry)?)
+            }
             Carrier::Verbs(way) => {
                 let ours = way.prepare(geometry).map_err(self.no_rdma())?;
                 let endpoint = Bytes::copy_from_slice(&ours.endpoint().encode());
@@ -184,10 +187,10 @@ impl<'a> Dialler<'a> {
                     AttachError::Refused { message } => self.no_rdma_there(&message),
                     other => other,
                 })?;
-                Box::new(self.verbs(ours, control, &ready)?)
+                AnyLink::other(self.verbs(ours, control, &ready)?)
             }
         };
-        Ok(Lane::new(link))
+        Ok(Lane::new(link, attached.grant_epoch))
     }
 
     /// Greets for a lane, and waits until its other end is there.

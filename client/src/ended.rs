@@ -66,13 +66,17 @@ impl Calls {
     }
 
     /// A call has ended.
+    #[inline(always)]
     pub(crate) fn tell(&mut self, index: u32) {
         let call = &mut self.calls[index as usize];
-        match std::mem::take(&mut call.listener) {
+        match call.listener {
             Listener::Nobody => {}
-            Listener::Task(waker) => self.ended.tasks.push(waker),
+            Listener::Task(_) => {
+                if let Listener::Task(waker) = std::mem::take(&mut call.listener) {
+                    self.ended.tasks.push(waker);
+                }
+            }
             Listener::Queue(queue) => {
-                call.listener = Listener::Queue(queue);
                 let key = CallKey { index, number: call.number };
                 self.ended.queues[queue].iter_mut().for_each(|keys| keys.push_back(key));
             }

@@ -73,10 +73,10 @@ impl Calls {
     /// Copies replies that nobody has taken yet, before their memory goes with the session.
     fn keep_replies(&mut self, session: usize) {
         for index in 0..self.calls.len() {
-            if let State::Replied(place, reply) = self.calls[index].state
-                && place.session == session
+            if let State::Replied(place) = self.calls[index].state
+                && place.session() == session
             {
-                self.spill(index as u32, place, reply);
+                self.spill(index as u32, place);
             }
         }
     }
@@ -108,7 +108,7 @@ fn outstanding(open: &Session, session: usize, verdicts: &Verdicts) -> Vec<(Plac
         .flat_map(|(lane, at)| {
             at.outstanding().filter_map(move |(slot, call, number)| {
                 let known = verdicts.known(lane as u32, u32::from(slot), number);
-                Some((Place { session, lane, slot }, call?, known))
+                Some((Place::new(session, lane, slot), call?, known))
             })
         })
         .collect()

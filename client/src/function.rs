@@ -1,9 +1,9 @@
 //! Calling functions: at once, with tickets, over many inputs, in place.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{
-    calls::CallKey,
+    calls::{CallKey, Calls, lost_reply},
     ended::Listener,
     error::{CallError, Failure},
     event::CallStats,
@@ -25,6 +25,35 @@ pub(crate) struct Settings {
     pub(crate) idempotent: bool,
     pub(crate) deadline: Option<Duration>,
     pub(crate) reply_capacity: Option<u32>,
+}
+
+impl Settings {
+    /// When a call that begins now is over at the latest.
+    #[inline]
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.deadline.map(|deadline| Instant::now() + deadline)
+    }
+}
+
+/// What fills an input, for who asks for it once.
+#[inline]
+pub(crate) fn once(fill: impl FnOnce(&mut [u8])) -> impl FnMut(&mut [u8]) {
+    let mut fill = Some(fill);
+    move |buffer| {
+        if let Some(fill) = fill.take() {
+            fill(buffer);
+        }
+    }
+}
+
+impl Calls {
+    /// Waits for a call's end, and returns what `read` makes of its reply.
+    #[inline]
+    fn read<R>(&mut self, key: CallKey, mut read: impl FnMut(&[u8]) -> R) -> Result<R, CallError> {
+        let mut result = None;
+        self.collect(key, &mut |bytes| result = Some(read(bytes)))?;
+        result.ok_or_else(lost_reply)
+    }
 }
 
 /// A call under way. Dropping it gives the call up.
@@ -80,7 +109,7 @@ impl<'p> Function<'p> {
             let fits = output.get_mut(..reply.len());
             fits.map(|front| front.copy_from_slice(reply)).map(|()| reply.len())
         })?;
-        copied.ok_or(CallError::Failed(Failure::ReplyTooLarge { capacity }))
+        copied.ok_or_else(|| CallError::Failed(Failure::ReplyTooLarge { capacity }))
     }
 
     /// Calls it with an input of `len` bytes that `fill` writes in place, and hands the reply to `read` in place.
@@ -92,9 +121,10 @@ impl<'p> Function<'p> {
         fill: impl FnOnce(&mut [u8]),
         read: impl FnMut(&[u8]) -> R,
     ) -> Result<R, CallError> {
+        let (fill, listener) = (&mut once(fill), Listener::Nobody);
         let mut calls = self.pool.calls();
-        let key = calls.submit(self.index, self.settings, Listener::Nobody, len, fill)?;
-        calls.collect(key, read).map(|(result, _)| result)
+        let key = calls.submit(self.index, &self.settings, listener, len, fill)?;
+        calls.read(key, read)
     }
 
     /// Sends a call and does not wait for its reply; waits for a free slot if all are in use.
@@ -109,7 +139,8 @@ impl<'p> Function<'p> {
         fill: impl FnOnce(&mut [u8]),
     ) -> Result<Ticket<'p>, CallError> {
         let mut calls = self.pool.calls();
-        let call = calls.submit(self.index, self.settings, Listener::Nobody, len, fill)?;
+        let (fill, listener) = (&mut once(fill), Listener::Nobody);
+        let call = calls.submit(self.index, &self.settings, listener, len, fill)?;
         Ok(Ticket { pool: self.pool, call, taken: false })
     }
 
@@ -134,13 +165,16 @@ impl Ticket<'_> {
 
     /// Waits for the reply, and tells what the call went through.
     pub fn wait_reply(mut self) -> Result<Reply, CallError> {
-        let (bytes, stats) = self.finish(<[u8]>::to_vec)?;
-        Ok(Reply { bytes, stats })
+        self.taken = true;
+        let mut calls = self.pool.calls();
+        let bytes = calls.read(self.call, <[u8]>::to_vec)?;
+        Ok(Reply { bytes, stats: calls.stats_of(self.call) })
     }
 
     /// Waits for the reply and hands it to `read` in place. `read` may not use the pool.
     pub fn wait_with<R>(mut self, read: impl FnMut(&[u8]) -> R) -> Result<R, CallError> {
-        self.finish(read).map(|(result, _)| result)
+        self.taken = true;
+        self.pool.calls().read(self.call, read)
     }
 
     /// Whether the call has ended, without waiting.
@@ -155,11 +189,6 @@ impl Ticket<'_> {
     /// stopped, its worker with it. Wait for the ticket to learn how it ended.
     pub fn cancel(&self, grace: Duration) {
         self.pool.calls().cancel(self.call, grace);
-    }
-
-    fn finish<R>(&mut self, read: impl FnMut(&[u8]) -> R) -> Result<(R, CallStats), CallError> {
-        self.taken = true;
-        self.pool.calls().collect(self.call, read)
     }
 }
 

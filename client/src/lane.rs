@@ -1,15 +1,19 @@
 //! One lane: a link to one worker thread, its slots, and room for large payloads. Knows nothing of leases or retries.
 //!
-//! A slot is taken by [`Lane::prepare`], sent by [`Lane::post`], answered by [`Lane::poll`] and free again after
-//! [`Lane::free`]. The worker is not trusted: an answer that fits no outstanding call closes the lane.
+//! A slot is taken by [`Lane::prepare`], filled through [`Lane::input`], sent by [`Lane::post`], answered by [`Lane::poll`] and
+//! free again after [`Lane::free`]. The worker is not trusted: an answer that fits no outstanding call closes the lane.
 
-use gleaner_fabric::{Arena, Block, Geometry, Link, LinkError, Payload};
+use gleaner_fabric::{AnyLink, Arena, Block, Geometry, Link, LinkError, Payload};
 use gleaner_proto::header::{Header, Kind, Status};
+
+use crate::calls::Read;
 
 /// A lane.
 pub(crate) struct Lane {
-    link: Box<dyn Link>,
+    link: AnyLink,
     geometry: Geometry,
+    /// The grant epoch that its calls carry.
+    epoch: u64,
     free: Vec<u16>,
     slots: Box<[Slot]>,
     requests: Arena,
@@ -19,47 +23,48 @@ pub(crate) struct Lane {
 
 #[derive(Clone, Copy)]
 struct Slot {
+    stage: Stage,
     generation: u32,
-    invocation: u64,
     /// Who waits for the answer; `None` if the caller gave up.
     call: Option<u32>,
-    busy: bool,
-    /// Its answer has come: another one would be nobody's.
-    answered: bool,
-    epoch: u64,
+    invocation: u64,
+    /// The input's bytes.
     len: u32,
     request: Block,
     reply: Block,
+    /// Where the answer lies, once it has come.
+    answer: Payload,
 }
 
-/// A slot that was taken, and the blocks of its call.
-#[derive(Clone, Copy)]
-pub(crate) struct Prepared {
-    pub(crate) slot: u16,
-    request: Block,
-    reply: Block,
-    len: u32,
+/// What a slot's call waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// To be sent, if there is one.
+    Idle,
+    /// The answer.
+    Asked,
+    /// To be taken: another answer would be nobody's.
+    Answered,
 }
 
-/// What the header says beyond the blocks.
+/// What the header says beyond slot and blocks.
 #[derive(Clone, Copy)]
 pub(crate) struct Invocation {
     pub(crate) call: u32,
     pub(crate) number: u64,
     pub(crate) function: u32,
-    pub(crate) epoch: u64,
     pub(crate) time_ns: u64,
 }
 
-/// An answer: whose, how the call ended, and where the reply lies, in which slot.
+/// An answer: whose, in which slot, and how the call ended.
 #[derive(Clone, Copy)]
 pub(crate) struct Answer {
+    pub(crate) slot: u16,
     pub(crate) call: Option<u32>,
     pub(crate) status: Status,
     pub(crate) code: u32,
     /// Time inside the function.
     pub(crate) time_ns: u64,
-    pub(crate) reply: Payload,
 }
 
 /// Why a lane is of no more use.
@@ -72,22 +77,22 @@ pub(crate) enum LaneError {
 }
 
 impl Lane {
-    pub(crate) fn new(link: Box<dyn Link>) -> Self {
+    pub(crate) fn new(link: AnyLink, epoch: u64) -> Self {
         let geometry = link.geometry();
         let slot = |slot| Slot {
+            stage: Stage::Idle,
             generation: 0,
-            invocation: 0,
             call: None,
-            busy: false,
-            answered: false,
-            epoch: 0,
+            invocation: 0,
             len: 0,
             request: geometry.slot(slot),
             reply: geometry.slot(slot),
+            answer: Payload { slot, len: 0, offset: 0 },
         };
         Self {
             link,
             geometry,
+            epoch,
             free: (0..geometry.window).rev().collect(),
             slots: (0..geometry.window).map(slot).collect(),
             requests: Arena::new(geometry),
@@ -102,59 +107,47 @@ impl Lane {
     }
 
     /// The largest reply that needs no arena.
+    #[inline]
     pub(crate) fn slot_capacity(&self) -> u32 {
         self.geometry.slot_capacity()
     }
 
     /// Takes a slot and room for both blocks; `None` while there is none.
-    pub(crate) fn prepare(&mut self, len: u32, reply_capacity: u32) -> Option<Prepared> {
-        let slot = *self.free.last()?;
-        let own = self.geometry.slot(slot);
+    #[inline(always)]
+    pub(crate) fn prepare(&mut self, len: u32, reply_capacity: u32) -> Option<u16> {
+        let number = *self.free.last()?;
+        let own = self.geometry.slot(number);
         let request = block(&mut self.requests, own, len)?;
         let Some(reply) = block(&mut self.replies, own, reply_capacity) else {
             give_back(&mut self.requests, own, request);
             return None;
         };
         self.free.pop();
-        Some(Prepared { slot, request, reply, len })
+        let slot = &mut self.slots[usize::from(number)];
+        (slot.len, slot.request, slot.reply) = (len, request, reply);
+        Some(number)
     }
 
-    /// Where the input goes.
-    pub(crate) fn input(&mut self, prepared: &Prepared) -> &mut [u8] {
-        &mut self.link.outgoing(prepared.request)[..prepared.len as usize]
+    /// The input of a slot's call: to be written, and as it was sent.
+    #[inline(always)]
+    pub(crate) fn input(&mut self, slot: u16) -> &mut [u8] {
+        let Slot { request, len, .. } = self.slots[usize::from(slot)];
+        &mut self.link.outgoing(request)[..len as usize]
     }
 
     /// Sends a prepared call.
-    pub(crate) fn post(&mut self, prepared: &Prepared, call: &Invocation) -> Result<(), LaneError> {
-        let slot = &mut self.slots[usize::from(prepared.slot)];
-        let generation = slot.generation.checked_add(1).unwrap_or(1);
-        *slot = Slot {
-            generation,
-            invocation: call.number,
-            call: Some(call.call),
-            busy: true,
-            answered: false,
-            epoch: call.epoch,
-            len: prepared.len,
-            request: prepared.request,
-            reply: prepared.reply,
-        };
-        let header = Header {
-            generation,
-            slot: prepared.slot,
-            kind: Kind::Request,
-            status: Status::Ok,
-            epoch: call.epoch,
-            invocation: call.number,
-            function: call.function,
-            code: 0,
-            payload_len: prepared.len,
-            block: prepared.request.index(),
-            reply_block: prepared.reply.index(),
-            reply_capacity: prepared.reply.capacity,
-            time_ns: call.time_ns,
-        };
-        Ok(self.link.post(prepared.request, &header)?)
+    #[inline(always)]
+    pub(crate) fn post(&mut self, number: u16, call: &Invocation) -> Result<(), LaneError> {
+        let slot = &mut self.slots[usize::from(number)];
+        slot.stage = Stage::Asked;
+        slot.generation = slot.generation.checked_add(1).unwrap_or(1);
+        slot.call = Some(call.call);
+        slot.invocation = call.number;
+        // Each kind of link gets a header of its own: one for both would have to lie in memory.
+        match &mut self.link {
+            AnyLink::Shm(link) => send(&mut **link, number, slot, self.epoch, call),
+            AnyLink::Other(link) => send_other(&mut **link, number, slot, self.epoch, call),
+        }
     }
 
     /// Several calls follow: they may go out together.
@@ -168,58 +161,31 @@ impl Lane {
     }
 
     /// The next answer, if one is here.
-    pub(crate) fn poll(&mut self) -> Result<Option<Answer>, LaneError> {
-        // By reference: an arrival is larger than what is kept of it.
-        let polled = self.link.poll();
-        let arrival = match &polled {
-            Ok(Some(arrival)) => arrival,
-            Ok(None) => return Ok(None),
-            Err(_) => return polled.map(|_| None).map_err(LaneError::Link),
-        };
-        let header = &arrival.header;
-        let slot = self.slots.get_mut(usize::from(header.slot)).filter(|slot| {
-            let asked = slot.busy && !slot.answered && slot.generation == header.generation;
-            let placed = slot.reply.offset == arrival.block.offset
-                && arrival.block.capacity <= slot.reply.capacity;
-            let ours = slot.invocation == header.invocation && slot.epoch == header.epoch;
-            asked && ours && placed
-        });
-        let slot = slot.ok_or(LaneError::Unasked)?;
-        slot.answered = true;
-        Ok(Some(Answer {
-            call: slot.call,
-            status: header.status,
-            code: header.code,
-            time_ns: header.time_ns,
-            reply: arrival.payload(),
-        }))
+    #[inline(always)]
+    pub(crate) fn poll(&mut self) -> Result<Option<Answer>, Box<LaneError>> {
+        match &mut self.link {
+            AnyLink::Shm(link) => take(&mut **link, &mut self.slots, self.epoch),
+            AnyLink::Other(link) => take_other(&mut **link, &mut self.slots, self.epoch),
+        }
     }
 
-    /// Hands a reply to `read` in place and frees its slot. `None`: its memory was taken back meanwhile, and the slot waits for
-    /// an answer as before.
-    pub(crate) fn read<R>(
-        &mut self,
-        reply: Payload,
-        read: &mut impl FnMut(&[u8]) -> R,
-    ) -> Option<R> {
-        let result = read(self.link.incoming(reply));
-        if !self.link.intact() {
-            self.slots[usize::from(reply.slot)].answered = false;
-            return None;
+    /// Hands a reply to `read` in place and frees its slot. False: its memory was taken back meanwhile, what was read may have been
+    /// anything, and the slot waits for an answer as before.
+    #[inline(always)]
+    pub(crate) fn read(&mut self, slot: u16, read: Read<'_>) -> bool {
+        read(self.reply(slot));
+        let intact = self.link.intact();
+        match intact {
+            true => self.free(slot),
+            false => self.slots[usize::from(slot)].stage = Stage::Asked,
         }
-        self.free(reply.slot);
-        Some(result)
+        intact
     }
 
     /// An answer's bytes.
-    pub(crate) fn reply(&self, reply: Payload) -> &[u8] {
-        self.link.incoming(reply)
-    }
-
-    /// The input of an outstanding call, as it was sent.
-    pub(crate) fn sent_input(&mut self, slot: u16) -> &[u8] {
-        let Slot { request, len, .. } = self.slots[usize::from(slot)];
-        &self.link.outgoing(request)[..len as usize]
+    #[inline]
+    pub(crate) fn reply(&self, slot: u16) -> &[u8] {
+        self.link.incoming(self.slots[usize::from(slot)].answer)
     }
 
     /// The number of the call in a slot, for the protocol.
@@ -233,13 +199,14 @@ impl Lane {
     }
 
     /// The slot may be used again.
+    #[inline(always)]
     pub(crate) fn free(&mut self, slot: u16) {
         let used = &mut self.slots[usize::from(slot)];
-        used.busy = false;
+        used.stage = Stage::Idle;
         used.call = None;
-        let (own, request, reply) = (self.geometry.slot(slot), used.request, used.reply);
-        give_back(&mut self.requests, own, request);
-        give_back(&mut self.replies, own, reply);
+        let own = self.geometry.slot(slot);
+        give_back(&mut self.requests, own, used.request);
+        give_back(&mut self.replies, own, used.reply);
         self.free.push(slot);
     }
 
@@ -247,19 +214,93 @@ impl Lane {
     pub(crate) fn outstanding(&self) -> impl Iterator<Item = (u16, Option<u32>, u64)> + '_ {
         (0..)
             .zip(&self.slots)
-            .filter(|(_, slot)| slot.busy && !slot.answered)
+            .filter(|(_, slot)| slot.stage == Stage::Asked)
             .map(|(index, slot)| (index, slot.call, slot.invocation))
     }
 
     /// The link, for sleeping.
     pub(crate) fn link(&mut self) -> &mut dyn Link {
-        &mut *self.link
+        &mut self.link
     }
 
     /// The same, for its descriptor.
     pub(crate) fn link_ref(&self) -> &dyn Link {
-        &*self.link
+        &self.link
     }
+}
+
+#[inline(always)]
+fn send<L: Link + ?Sized>(
+    link: &mut L,
+    number: u16,
+    slot: &Slot,
+    epoch: u64,
+    call: &Invocation,
+) -> Result<(), LaneError> {
+    let header = Header {
+        generation: slot.generation,
+        slot: number,
+        kind: Kind::Request,
+        status: Status::Ok,
+        epoch,
+        invocation: call.number,
+        function: call.function,
+        code: 0,
+        payload_len: slot.len,
+        block: slot.request.index(),
+        reply_block: slot.reply.index(),
+        reply_capacity: slot.reply.capacity,
+        time_ns: call.time_ns,
+    };
+    Ok(link.post(slot.request, &header)?)
+}
+
+#[inline(never)]
+fn send_other(
+    link: &mut dyn Link,
+    number: u16,
+    slot: &Slot,
+    epoch: u64,
+    call: &Invocation,
+) -> Result<(), LaneError> {
+    send(link, number, slot, epoch, call)
+}
+
+/// The next answer, if it fits a call that waits for one.
+#[inline(always)]
+fn take<L: Link + ?Sized>(
+    link: &mut L,
+    slots: &mut [Slot],
+    epoch: u64,
+) -> Result<Option<Answer>, Box<LaneError>> {
+    let Some(arrival) = link.poll().map_err(broken)? else { return Ok(None) };
+    let header = &arrival.header;
+    let slot = slots.get_mut(usize::from(header.slot)).filter(|slot| {
+        let asked = slot.stage == Stage::Asked && slot.generation == header.generation;
+        let placed = slot.reply.offset == arrival.block.offset
+            && arrival.block.capacity <= slot.reply.capacity;
+        let ours = slot.invocation == header.invocation && epoch == header.epoch;
+        asked && ours && placed
+    });
+    let slot = slot.ok_or_else(|| Box::new(LaneError::Unasked))?;
+    slot.stage = Stage::Answered;
+    slot.answer = arrival.payload();
+    let &Header { slot: number, status, code, time_ns, .. } = header;
+    Ok(Some(Answer { slot: number, call: slot.call, status, code, time_ns }))
+}
+
+#[cold]
+fn broken(error: Box<LinkError>) -> Box<LaneError> {
+    Box::new(LaneError::Link(*error))
+}
+
+#[inline(never)]
+fn take_other(
+    link: &mut dyn Link,
+    slots: &mut [Slot],
+    epoch: u64,
+) -> Result<Option<Answer>, Box<LaneError>> {
+    take(link, slots, epoch)
 }
 
 /// What an empty arena, or else a slot, has room for.
@@ -269,6 +310,7 @@ fn payload_max(geometry: Geometry) -> u64 {
 }
 
 /// The slot's own block if the payload fits it, else one of the arena.
+#[inline]
 fn block(arena: &mut Arena, own: Block, payload: u32) -> Option<Block> {
     if payload <= own.capacity {
         return Some(Block { capacity: payload, ..own });
@@ -277,6 +319,7 @@ fn block(arena: &mut Arena, own: Block, payload: u32) -> Option<Block> {
 }
 
 /// Frees a block that [`block`] gave.
+#[inline]
 fn give_back(arena: &mut Arena, own: Block, block: Block) {
     if block.offset != own.offset {
         arena.give_back(block);
@@ -292,7 +335,7 @@ mod tests {
     use super::*;
 
     const GEOMETRY: Geometry = Geometry { window: 2, slot_bytes: 4096, arena_bytes: 0 };
-    const CALL: Invocation = Invocation { call: 0, number: 1, function: 0, epoch: 1, time_ns: 0 };
+    const CALL: Invocation = Invocation { call: 0, number: 1, function: 0, time_ns: 0 };
 
     /// A lane over shared memory with one answered call; the file is the executor's.
     fn answered() -> (std::os::fd::OwnedFd, Lane, ShmLink, Answer) {
@@ -300,10 +343,10 @@ mod tests {
         let open = || Segment::open(file.as_fd(), GEOMETRY).unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut worker = ShmLink::new(open(), theirs.into(), Side::Worker);
-        let mut lane = Lane::new(Box::new(ShmLink::new(open(), ours.into(), Side::Client)));
-        let prepared = lane.prepare(5, 64).unwrap();
-        lane.input(&prepared).copy_from_slice(b"input");
-        lane.post(&prepared, &CALL).unwrap();
+        let mut lane = Lane::new(ShmLink::new(open(), ours.into(), Side::Client).into(), 1);
+        let slot = lane.prepare(5, 64).unwrap();
+        lane.input(slot).copy_from_slice(b"input");
+        lane.post(slot, &CALL).unwrap();
         let request = worker.poll().unwrap().unwrap();
         let reply = request.reply.unwrap();
         worker.outgoing(reply)[..5].copy_from_slice(b"reply");
@@ -316,17 +359,17 @@ mod tests {
 
     #[test]
     fn a_reply_is_read_once() {
-        let (_file, mut lane, _worker, Answer { reply, .. }) = answered();
-        assert_eq!(lane.read(reply, &mut <[u8]>::to_vec).unwrap(), b"reply");
+        let (_file, mut lane, _worker, Answer { slot, .. }) = answered();
+        assert!(lane.read(slot, &mut |bytes| assert_eq!(bytes, b"reply")));
         assert_eq!(lane.outstanding().count(), 0);
     }
 
     #[test]
     fn a_reply_that_was_taken_back_is_not_believed_and_its_input_is_still_there() {
-        let (file, mut lane, _worker, Answer { reply, .. }) = answered();
+        let (file, mut lane, _worker, Answer { slot, .. }) = answered();
         Segment::take_back(&file, GEOMETRY).unwrap();
-        assert_eq!(lane.read(reply, &mut <[u8]>::to_vec), None);
+        assert!(!lane.read(slot, &mut |_| ()));
         assert_eq!(lane.outstanding().count(), 1, "it waits for its verdict");
-        assert_eq!(lane.sent_input(reply.slot), b"input", "to be sent elsewhere");
+        assert_eq!(lane.input(slot), b"input", "to be sent elsewhere");
     }
 }

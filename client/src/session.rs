@@ -27,7 +27,6 @@ pub(crate) struct Session {
     pub(crate) seat: Seat,
     pub(crate) lease: v1::Lease,
     pub(crate) transport: Transport,
-    pub(crate) epoch: u64,
     pub(crate) lanes: Vec<Lane>,
     pub(crate) control: Control,
     /// The executor's numbers of the pool's functions, by the pool's own.
@@ -83,13 +82,12 @@ impl Session {
         }
         let carrier = dialler.carrier(transport, request.transport, &attached)?;
         let lanes = (0..attached.lanes)
-            .map(|lane| dialler.lane(&carrier, attached.session_id, lane, geometry))
+            .map(|lane| dialler.lane(&carrier, &attached, lane, geometry))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             seat,
             lease: lease.clone(),
             transport: carrier.transport(),
-            epoch: attached.grant_epoch,
             lanes,
             control,
             functions: Vec::new(),

@@ -4,13 +4,11 @@
 
 use std::time::Duration;
 
-use gleaner_fabric::Payload;
-
 use crate::{
-    calls::{Calls, Place, State},
+    calls::{Calls, Fill, Place, State},
     error::{CallError, Failure},
     function::Settings,
-    lane::{Invocation, Lane, Prepared},
+    lane::{Invocation, Lane},
 };
 
 impl Calls {
@@ -28,13 +26,11 @@ impl Calls {
     }
 
     /// A slot on the next lane that has one, lane after lane.
-    pub(crate) fn prepare(
-        &mut self,
-        len: u32,
-        settings: &Settings,
-    ) -> Option<(usize, usize, Prepared)> {
+    #[inline(always)]
+    pub(crate) fn prepare(&mut self, len: u32, settings: &Settings) -> Option<Place> {
         let sessions = self.sessions.len();
-        let wide = self.sessions.iter().flatten().map(|open| open.lanes.len()).max()?;
+        // No executor gives more lanes than that.
+        let wide = self.request.cores as usize;
         for _ in 0..sessions * wide {
             let (session, lane) = self.next_turn(sessions, wide);
             let Some(open) = self.sessions[session].as_mut().filter(|s| s.closing.is_none()) else {
@@ -44,8 +40,8 @@ impl Calls {
                 continue;
             };
             let capacity = settings.reply_capacity.unwrap_or(at.slot_capacity());
-            if let Some(prepared) = at.prepare(len, capacity) {
-                return Some((session, lane, prepared));
+            if let Some(slot) = at.prepare(len, capacity) {
+                return Some(Place::new(session, lane, slot));
             }
         }
         None
@@ -64,8 +60,25 @@ impl Calls {
         (session, lane)
     }
 
-    pub(crate) fn post(&mut self, index: u32, session: usize, lane: usize, prepared: &Prepared) {
-        let Some(open) = self.sessions[session].as_mut() else {
+    /// Writes a call's input into its slot, and sends it.
+    #[inline(always)]
+    pub(crate) fn send(&mut self, index: u32, place: Place, fill: Fill<'_>) {
+        fill(self.input(place));
+        self.post(index, place);
+    }
+
+    /// Where a call's input goes that has got a slot.
+    #[inline(always)]
+    fn input(&mut self, place: Place) -> &mut [u8] {
+        match self.sessions[place.session()].as_mut() {
+            Some(open) => open.lanes[place.lane()].input(place.slot),
+            None => &mut [],
+        }
+    }
+
+    #[inline(always)]
+    fn post(&mut self, index: u32, place: Place) {
+        let Some(open) = self.sessions[place.session()].as_mut() else {
             return;
         };
         let call = &mut self.calls[index as usize];
@@ -73,12 +86,11 @@ impl Calls {
             call: index,
             number: call.number,
             function: open.functions[call.function as usize],
-            epoch: open.epoch,
             time_ns: call.settings.deadline.map_or(0, |deadline| deadline.as_nanos() as u64),
         };
-        call.state = State::Sent(Place { session, lane, slot: prepared.slot });
+        call.state = State::Sent(place);
         // A call that could not be written counts as sent: the session's verdicts say that it did not arrive.
-        if let Err(error) = open.lanes[lane].post(prepared, &invocation) {
+        if let Err(error) = open.lanes[place.lane()].post(place.slot, &invocation) {
             open.close(error.to_string());
         }
     }
@@ -117,26 +129,23 @@ impl Calls {
                 continue;
             };
             let (settings, len) = (call.settings, input.len() as u32);
-            let Some((session, lane, prepared)) = self.prepare(len, &settings) else {
+            let Some(place) = self.prepare(len, &settings) else {
                 return;
             };
             self.queue.pop_front();
-            if let Some(open) = self.sessions[session].as_mut()
-                && let State::Queued(input) = &self.calls[index as usize].state
-            {
-                open.lanes[lane].input(&prepared).copy_from_slice(input);
+            if let State::Queued(input) = std::mem::take(&mut self.calls[index as usize].state) {
+                self.send(index, place, &mut |buffer| buffer.copy_from_slice(&input));
             }
-            self.post(index, session, lane, &prepared);
         }
     }
 
     /// Takes a sent call out of its slot, back into the queue.
     pub(crate) fn requeue(&mut self, index: u32, place: Place) {
-        let Some(open) = self.sessions[place.session].as_mut() else {
+        let Some(open) = self.sessions[place.session()].as_mut() else {
             return;
         };
-        let lane = &mut open.lanes[place.lane];
-        let input = lane.sent_input(place.slot).to_vec();
+        let lane = &mut open.lanes[place.lane()];
+        let input = lane.input(place.slot).to_vec();
         lane.free(place.slot);
         let call = &mut self.calls[index as usize];
         call.reruns += 1;
@@ -148,8 +157,8 @@ impl Calls {
     /// Copies one reply that nobody has taken yet out of its slot; false if there is none.
     pub(crate) fn spill_one(&mut self) -> bool {
         for index in 0..self.calls.len() {
-            if let State::Replied(place, reply) = self.calls[index].state {
-                self.spill(index as u32, place, reply);
+            if let State::Replied(place) = self.calls[index].state {
+                self.spill(index as u32, place);
                 return true;
             }
         }
@@ -163,8 +172,8 @@ impl Calls {
             return;
         }
         for index in 0..self.calls.len() {
-            if let State::Replied(place, reply) = self.calls[index].state {
-                self.spill(index as u32, place, reply);
+            if let State::Replied(place) = self.calls[index].state {
+                self.spill(index as u32, place);
                 wanted -= 1;
                 if wanted == 0 {
                     break;
@@ -175,12 +184,12 @@ impl Calls {
     }
 
     /// Copies a reply out of its slot, which is free then.
-    pub(crate) fn spill(&mut self, index: u32, place: Place, reply: Payload) {
-        if let Some(open) = self.sessions[place.session].as_mut() {
-            let bytes = open.lanes[place.lane].read(reply, &mut <[u8]>::to_vec);
-            match bytes {
-                Some(bytes) => self.calls[index as usize].state = State::Done(Ok(bytes)),
-                None => self.resent(index, place),
+    pub(crate) fn spill(&mut self, index: u32, place: Place) {
+        if let Some(open) = self.sessions[place.session()].as_mut() {
+            let mut kept = Vec::new();
+            match open.lanes[place.lane()].read(place.slot, &mut |bytes| kept = bytes.to_vec()) {
+                true => self.calls[index as usize].state = State::Done(Ok(kept)),
+                false => self.resent(index, place),
             }
         }
     }
@@ -194,14 +203,14 @@ impl Calls {
     }
 
     pub(crate) fn cancel_at(&mut self, place: Place, grace: Duration) {
-        if let Some(open) = self.sessions[place.session].as_mut() {
-            open.cancel(place.lane, place.slot, grace);
+        if let Some(open) = self.sessions[place.session()].as_mut() {
+            open.cancel(place.lane(), place.slot, grace);
         }
     }
 
     pub(crate) fn free_slot(&mut self, place: Place) {
-        if let Some(open) = self.sessions[place.session].as_mut() {
-            open.lanes[place.lane].free(place.slot);
+        if let Some(open) = self.sessions[place.session()].as_mut() {
+            open.lanes[place.lane()].free(place.slot);
         }
     }
 }

@@ -43,6 +43,7 @@ impl Calls {
     }
 
     /// Sees to the rest about once a millisecond.
+    #[inline]
     pub(crate) fn look_around(&mut self) {
         if self.spin.due() {
             self.service(Instant::now());
@@ -185,7 +186,7 @@ impl Calls {
         });
         live.flat_map(move |(session, open)| {
             open.lanes.iter().enumerate().filter_map(move |(lane, found)| {
-                place.is_none_or(|at| (at.session, at.lane) == (session, lane)).then_some(found)
+                place.is_none_or(|at| (at.session(), at.lane()) == (session, lane)).then_some(found)
             })
         })
     }
@@ -206,7 +207,7 @@ impl Calls {
                 continue;
             };
             for (lane, found) in open.lanes.iter_mut().enumerate() {
-                if place.is_none_or(|at| (at.session, at.lane) == (session, lane)) {
+                if place.is_none_or(|at| (at.session(), at.lane()) == (session, lane)) {
                     // An error shows at the next poll of the lane.
                     ready |= arm(found.link()).unwrap_or(true);
                 }

@@ -198,6 +198,7 @@ impl Board {
     }
 
     /// The epoch that calls must carry.
+    #[inline]
     pub fn epoch(&self) -> u64 {
         self.words.word(HEAD_EPOCH).load(Acquire)
     }
@@ -207,16 +208,20 @@ impl Board {
         self.words.word(HEAD_EPOCH).store(0, Release);
     }
 
+    /// The slots of a lane of a session, if the board has them.
+    pub fn slots(&self, session: u16, lane: u16) -> Option<Slots<'_>> {
+        let Shape { sessions, lanes, window } = self.shape;
+        (session < sessions && lane < lanes).then(|| {
+            let number = usize::from(session) * usize::from(lanes) + usize::from(lane);
+            let words = usize::from(window) * SLOT_WORDS;
+            let first = self.shape.first_slot_word() + number * words;
+            Slots(self.words.all()[first..first + words].as_chunks().0)
+        })
+    }
+
     /// A slot's words, if the board has that slot.
     pub fn slot(&self, place: Place) -> Option<Slot<'_>> {
-        let Shape { sessions, lanes, window } = self.shape;
-        let inside = place.session < sessions && place.lane < lanes && place.slot < window;
-        inside.then(|| {
-            let lane = usize::from(place.session) * usize::from(lanes) + usize::from(place.lane);
-            let number = lane * usize::from(window) + usize::from(place.slot);
-            let first = self.shape.first_slot_word() + number * SLOT_WORDS;
-            Slot { state: self.words.word(first), cancel: self.words.word(first + 1) }
-        })
+        self.slots(place.session, place.lane)?.get(place.slot)
     }
 
     /// Agent: makes a session's slots idle, before another client gets its index.
@@ -243,11 +248,7 @@ impl Board {
 
     /// What a lane has used; zeros for a lane that the board does not have.
     pub fn usage(&self, lane: u16) -> Usage {
-        if lane >= self.shape.lanes {
-            return Usage::default();
-        }
-        let read = |field| self.lane_word(lane, field).load(Relaxed);
-        Usage { calls: read(CALLS), executing_ns: read(EXECUTING_NS), polling_ns: read(POLLING_NS) }
+        self.counters(lane).map(Counters::usage).unwrap_or_default()
     }
 
     /// What all lanes have used.
@@ -261,11 +262,10 @@ impl Board {
         })
     }
 
-    /// Worker: a lane's counters, set by its one thread.
-    pub fn set_usage(&self, lane: u16, usage: Usage) {
-        self.lane_word(lane, CALLS).store(usage.calls, Relaxed);
-        self.lane_word(lane, EXECUTING_NS).store(usage.executing_ns, Relaxed);
-        self.lane_word(lane, POLLING_NS).store(usage.polling_ns, Relaxed);
+    /// A lane's counters, if the board has that lane.
+    pub fn counters(&self, lane: u16) -> Option<Counters<'_>> {
+        let (lanes, _) = self.words.all()[LANES..].as_chunks();
+        (lane < self.shape.lanes).then(|| Counters(&lanes[usize::from(lane)]))
     }
 
     /// Worker, also from a signal handler: records a fault, the first one only, and marks its call.
@@ -297,9 +297,37 @@ impl Board {
         let call = (place != NO_CALL).then(|| (Place::decode(place), invocation));
         Some(Fault { cause, call })
     }
+}
 
-    fn lane_word(&self, lane: u16, field: usize) -> &AtomicU64 {
-        self.words.word(LANES + usize::from(lane) * LANE_WORDS + field)
+/// What one lane has used, as its one thread sets it.
+#[derive(Debug, Clone, Copy)]
+pub struct Counters<'a>(&'a [AtomicU64; LANE_WORDS]);
+
+impl Counters<'_> {
+    /// Worker: sets them.
+    #[inline]
+    pub fn set(self, usage: Usage) {
+        self.0[CALLS].store(usage.calls, Relaxed);
+        self.0[EXECUTING_NS].store(usage.executing_ns, Relaxed);
+        self.0[POLLING_NS].store(usage.polling_ns, Relaxed);
+    }
+
+    fn usage(self) -> Usage {
+        let read = |field: usize| self.0[field].load(Relaxed);
+        Usage { calls: read(CALLS), executing_ns: read(EXECUTING_NS), polling_ns: read(POLLING_NS) }
+    }
+}
+
+/// The slots of one lane of one session.
+#[derive(Debug, Clone, Copy)]
+pub struct Slots<'a>(&'a [[AtomicU64; SLOT_WORDS]]);
+
+impl<'a> Slots<'a> {
+    /// A slot's words, if there is that slot.
+    #[inline]
+    pub fn get(self, slot: u16) -> Option<Slot<'a>> {
+        let [state, cancel] = self.0.get(usize::from(slot))?;
+        Some(Slot { state, cancel })
     }
 }
 
@@ -324,6 +352,7 @@ impl<'a> Slot<'a> {
     }
 
     /// Worker: the call has come this far.
+    #[inline]
     pub fn set(self, invocation: u64, phase: Phase) {
         self.state.store(invocation << 2 | phase as u64, Release);
     }
@@ -334,11 +363,13 @@ impl<'a> Slot<'a> {
     }
 
     /// Worker: has the caller given up on this call?
+    #[inline]
     pub fn cancelled(self, invocation: u64) -> bool {
         self.cancel.load(Relaxed) == cancel_word(invocation)
     }
 
     /// The cancel word itself, and the value it has once `invocation` is cancelled: for a function that looks while it runs.
+    #[inline]
     pub fn cancel_flag(self, invocation: u64) -> (&'a AtomicU64, u64) {
         (self.cancel, cancel_word(invocation))
     }

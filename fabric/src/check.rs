@@ -19,6 +19,7 @@ pub enum Side {
 
 impl Side {
     /// The kind that arrives here.
+    #[inline]
     pub fn takes(self) -> Kind {
         match self {
             Self::Client => Kind::Response,
@@ -38,7 +39,7 @@ pub fn arrival(
 }
 
 /// The same of a header that was read already.
-#[inline]
+#[inline(always)]
 pub fn checked(geometry: Geometry, side: Side, header: Header) -> Result<Arrival, LinkError> {
     if header.kind != side.takes() {
         return Err(LinkError::Kind(header.kind));
@@ -54,21 +55,27 @@ pub fn checked(geometry: Geometry, side: Side, header: Header) -> Result<Arrival
 }
 
 /// The block that a message names: its own slot's, or one in the arena.
-#[inline]
+#[inline(always)]
 fn place(geometry: Geometry, slot: u16, block: u32, len: u32) -> Result<Block, LinkError> {
-    let range = LinkError::Range { slot, block, len };
     if slot >= geometry.window {
-        return Err(range);
+        return Err(LinkError::Range { slot, block, len });
     }
     // Nearly always its own slot, which takes no division to find.
     let own = geometry.slot(slot);
     if own.index() == block && len <= own.capacity {
         return Ok(Block { capacity: len, ..own });
     }
-    match geometry.block(block, len) {
-        Some(found) if found.offset >= geometry.arena_offset() => Ok(found),
-        _ => Err(range),
+    match in_arena(geometry, block, len) {
+        Some(offset) => Ok(Block { offset, capacity: len }),
+        None => Err(LinkError::Range { slot, block, len }),
     }
+}
+
+/// Apart, since a division is slow and seldom needed; and an offset alone, which is returned in registers.
+#[inline(never)]
+fn in_arena(geometry: Geometry, block: u32, len: u32) -> Option<u64> {
+    let found = geometry.block(block, len)?;
+    (found.offset >= geometry.arena_offset()).then_some(found.offset)
 }
 
 #[cfg(test)]

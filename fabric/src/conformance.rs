@@ -193,7 +193,7 @@ pub fn peer_gone_is_seen_after_its_last_message(make: impl Fn(Geometry) -> Pair)
     let arrival = next(&mut *worker);
     assert_eq!(worker.incoming(arrival.payload()), b"last");
     worker.wait(PATIENCE).unwrap();
-    assert!(matches!(worker.poll(), Err(LinkError::Closed)));
+    assert!(matches!(*worker.poll().unwrap_err(), LinkError::Closed));
     let reply = response(&arrival);
     let mut posts = (0..3).map(|_| worker.post(SMALL.slot(1), &reply));
     assert!(posts.any(|post| matches!(post, Err(LinkError::Closed))));
@@ -373,7 +373,7 @@ fn echo(mut worker: Box<dyn Link>) {
         match worker.poll() {
             Ok(Some(arrival)) => echo_one(&mut *worker, &arrival),
             Ok(None) => thread::yield_now(),
-            Err(LinkError::Closed) => return,
+            Err(error) if matches!(*error, LinkError::Closed) => return,
             Err(error) => panic!("{error}"),
         }
     }
@@ -384,7 +384,7 @@ fn echo_warm(mut worker: Box<dyn Link>) {
         match worker.poll() {
             Ok(Some(arrival)) => echo_one(&mut *worker, &arrival),
             Ok(None) => worker.wait(PATIENCE).unwrap(),
-            Err(LinkError::Closed) => return,
+            Err(error) if matches!(*error, LinkError::Closed) => return,
             Err(error) => panic!("{error}"),
         }
     }
@@ -463,7 +463,7 @@ fn until_error(link: &mut dyn Link) -> LinkError {
     let until = Instant::now() + PATIENCE;
     loop {
         match link.poll() {
-            Err(error) => return error,
+            Err(error) => return *error,
             Ok(Some(arrival)) => panic!("{arrival:?} arrived"),
             Ok(None) => assert!(Instant::now() < until, "the link stayed open"),
         }

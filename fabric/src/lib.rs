@@ -11,6 +11,7 @@
 //!
 //! The client decides where every block lies, the reply's too, so that a reply is one write as well.
 
+pub mod any;
 pub mod arena;
 pub mod check;
 pub mod clock;
@@ -26,6 +27,7 @@ pub mod shm;
 pub mod tcp;
 pub mod tune;
 
+pub use any::AnyLink;
 pub use arena::Arena;
 pub use check::Side;
 pub use link::{Arrival, Block, Geometry, Link, LinkError, Payload};

@@ -30,11 +30,13 @@ pub struct Block {
 
 impl Block {
     /// The block in the header's units.
+    #[inline]
     pub fn index(self) -> u32 {
         (self.offset / BLOCK_ALIGN as u64) as u32
     }
 
     /// Where the payload starts, in bytes from the region's start.
+    #[inline]
     pub fn payload_offset(self) -> u64 {
         self.offset + HEADER_LEN as u64
     }
@@ -78,21 +80,25 @@ impl Geometry {
     }
 
     /// Bytes of one region.
+    #[inline]
     pub fn region_bytes(self) -> u64 {
         self.arena_offset() + self.arena_bytes
     }
 
     /// Where the arena starts.
+    #[inline]
     pub fn arena_offset(self) -> u64 {
         u64::from(self.window) * u64::from(self.slot_bytes)
     }
 
     /// The most payload that fits a slot.
+    #[inline]
     pub fn slot_capacity(self) -> u32 {
         self.slot_bytes - (HEADER_LEN + GUARD_LEN) as u32
     }
 
     /// A slot's own block.
+    #[inline]
     pub fn slot(self, slot: u16) -> Block {
         debug_assert!(slot < self.window);
         let offset = u64::from(slot) * u64::from(self.slot_bytes);
@@ -213,6 +219,12 @@ pub enum LinkError {
     },
 }
 
+impl From<Box<LinkError>> for LinkError {
+    fn from(error: Box<LinkError>) -> Self {
+        *error
+    }
+}
+
 impl From<RdmaError> for LinkError {
     fn from(error: RdmaError) -> Self {
         Self::Rdma(Box::new(error))
@@ -242,8 +254,9 @@ pub trait Link: Send {
         Ok(())
     }
 
-    /// The next message that has arrived, if there is one. Never blocks.
-    fn poll(&mut self) -> Result<Option<Arrival>, LinkError>;
+    /// The next message that has arrived, if there is one. Never blocks. The error lies elsewhere: where a link is polled without
+    /// a call, an arrival then stays in registers.
+    fn poll(&mut self) -> Result<Option<Arrival>, Box<LinkError>>;
 
     /// The payload of an arrival. Memory that the peer may still write to: read each byte once.
     fn incoming(&self, payload: Payload) -> &[u8];

@@ -142,16 +142,16 @@ impl Link for MemoryLink {
         self.send_raw(block.offset as usize, &header.encode())
     }
 
-    fn poll(&mut self) -> Result<Option<Arrival>, LinkError> {
+    fn poll(&mut self) -> Result<Option<Arrival>, Box<LinkError>> {
         let bell = &self.incoming.bells[self.polled % self.incoming.bells.len()];
         let rung = bell.load(Ordering::Acquire);
         if rung == 0 {
             let closed = self.incoming.closed.load(Ordering::Acquire);
-            return if closed && !self.rings() { Err(LinkError::Closed) } else { Ok(None) };
+            return if closed && !self.rings() { Err(LinkError::Closed.into()) } else { Ok(None) };
         }
         let bell_block = rung - 1;
         let Some(place) = self.geometry.block(bell_block, 0) else {
-            return Err(LinkError::Range { slot: 0, block: bell_block, len: 0 });
+            return Err(LinkError::Range { slot: 0, block: bell_block, len: 0 }.into());
         };
         let mut snapshot = [0; HEADER_LEN];
         let header = self.incoming.bytes(place.offset as usize, HEADER_LEN);
@@ -159,7 +159,7 @@ impl Link for MemoryLink {
         snapshot.copy_from_slice(unsafe { &*header });
         bell.store(0, Ordering::Release);
         self.polled = self.polled.wrapping_add(1);
-        check::arrival(self.geometry, self.side, &snapshot).map(Some)
+        Ok(Some(check::arrival(self.geometry, self.side, &snapshot)?))
     }
 
     fn incoming(&self, payload: Payload) -> &[u8] {
@@ -275,6 +275,6 @@ mod tests {
         let geometry = Geometry { window: 2, slot_bytes: 256, arena_bytes: 0 };
         let (client, mut worker) = pair(geometry).unwrap();
         client.outgoing.bells[0].store(u32::MAX, Ordering::Release);
-        assert!(matches!(worker.poll(), Err(LinkError::Range { .. })));
+        assert!(matches!(*worker.poll().unwrap_err(), LinkError::Range { .. }));
     }
 }

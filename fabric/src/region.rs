@@ -130,12 +130,17 @@ impl Words {
         self.len() == 0
     }
 
+    /// All of them.
+    #[inline]
+    pub fn all(&self) -> &[AtomicU64] {
+        // SAFETY: so many words lie inside the mapping, pages are 8-aligned, and every bit pattern is a value.
+        unsafe { std::slice::from_raw_parts(self.0.base.as_ptr().cast(), self.len()) }
+    }
+
     /// Word number `index`. Panics if there is none: callers check indexes that come from peers first.
     #[inline]
     pub fn word(&self, index: usize) -> &AtomicU64 {
-        assert!(index < self.len(), "word {index} of {} asked for", self.len());
-        // SAFETY: the index is inside the mapping, pages are 8-aligned, and this type gives out atomics alone.
-        unsafe { &*self.0.base.as_ptr().cast::<AtomicU64>().add(index) }
+        &self.all()[index]
     }
 }
 

@@ -189,7 +189,7 @@ impl Link for TcpLink {
         Ok(())
     }
 
-    fn poll(&mut self) -> Result<Option<Arrival>, LinkError> {
+    fn poll(&mut self) -> Result<Option<Arrival>, Box<LinkError>> {
         if !self.unsent.is_empty() {
             self.flush()?;
         }

@@ -128,7 +128,7 @@ impl Header {
     }
 
     /// The header as words: for memory that is written a word at a time.
-    #[inline]
+    #[inline(always)]
     pub fn words(&self) -> Words {
         let kinds = u32::from(self.slot) | (self.kind as u32) << 16 | (self.status as u32) << 24;
         [
@@ -144,7 +144,7 @@ impl Header {
     }
 
     /// Reads a snapshot of a header's words.
-    #[inline]
+    #[inline(always)]
     pub fn from_words(words: &Words) -> Result<Self, BadHeader> {
         let [first, epoch, invocation, function, payload, reply, time_ns, reserved] = *words;
         let (generation, kinds) = halves(first);

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use gleaner_fabric::{
-    Arrival, Block, Link,
+    Arrival, Block, Link, LinkError,
     clock::{self, Clock},
 };
 use gleaner_function::abi::{self, RawContext};
@@ -13,14 +13,15 @@ use super::{
     Shared, fault,
     function::{self, CallContext, Function, State},
     ipc::FUNCTIONS_MAX,
+    meter::Meter,
     tune::{ERROR_BYTES, GUARD_BYTE},
 };
-use crate::board::{Phase, Place, Slot};
+use crate::board::{Phase, Place, Slot, Slots};
 
 /// What a lane needs to run calls.
 pub(super) struct Runner {
     shared: &'static Shared,
-    lane: u32,
+    lane: u16,
     lanes: u32,
     /// Each function's state, by its number; made at its first call here.
     states: Box<[Option<State>]>,
@@ -31,14 +32,14 @@ pub(super) struct Runner {
 /// How a call ended, for its reply. The lengths are not of the header's width, so that no two fields are copied at once that
 /// were stored apart: the processor would first wait for every store before, the reply's among them.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Done {
-    pub(super) status: Status,
+struct Done {
+    status: Status,
     code: u32,
     len: usize,
     /// The reply's length that the function wanted.
     wanted: usize,
     /// When the function ran; `None` if it was not entered.
-    pub(super) ran: Option<Ran>,
+    ran: Option<Ran>,
 }
 
 /// A function's time, in ticks.
@@ -60,17 +61,45 @@ impl Runner {
     pub(super) fn new(shared: &'static Shared, lane: u16) -> Self {
         Self {
             shared,
-            lane: u32::from(lane),
+            lane,
             lanes: u32::from(shared.board.shape().lanes),
             states: vec![None; FUNCTIONS_MAX as usize].into(),
             error: Box::new([0; ERROR_BYTES]),
         }
     }
 
-    /// Runs the call that has arrived, unless it is not wanted any more, and leaves its reply in `reply`.
-    pub(super) fn run(
+    /// Serves one call of a session's link, if there is one.
+    #[inline(always)]
+    pub(super) fn serve<L: Link + ?Sized>(
         &mut self,
-        link: &mut dyn Link,
+        link: &mut L,
+        (session, slots): (u16, Slots<'static>),
+        meter: &mut Meter,
+    ) -> Result<bool, LinkError> {
+        let Some(arrival) = link.poll()? else { return Ok(false) };
+        let header = &arrival.header;
+        let place = Place { session, lane: self.lane, slot: header.slot };
+        let (Some(slot), Some(reply)) = (slots.get(header.slot), arrival.reply) else {
+            let (slot, block, len) = (header.slot, header.block, header.payload_len);
+            return Err(LinkError::Range { slot, block, len });
+        };
+        let done = self.run(link, &arrival, reply, place, slot);
+        let posted = link.post(reply, &done.response(header, self.shared.clock));
+        // While the reply is on its way.
+        if let Some(ran) = done.ran {
+            meter.call(ran);
+        }
+        if done.status == Status::Overflow {
+            fault::overflow(place, header.invocation);
+        }
+        posted.map(|()| true)
+    }
+
+    /// Runs the call that has arrived, unless it is not wanted any more, and leaves its reply in `reply`.
+    #[inline(always)]
+    fn run<L: Link + ?Sized>(
+        &mut self,
+        link: &mut L,
         arrival: &Arrival,
         reply: Block,
         place: Place,
@@ -88,7 +117,9 @@ impl Runner {
         };
         let (input, output) = link.exchange(arrival.payload(), reply);
         let capacity = reply.capacity as usize;
-        output[capacity..].fill(GUARD_BYTE);
+        if let Some(guard) = guard(output, capacity) {
+            *guard = [GUARD_BYTE; GUARD_LEN];
+        }
         slot.set(header.invocation, Phase::Started);
         fault::enter(place, header.invocation);
         let begun = clock::ticks();
@@ -96,7 +127,7 @@ impl Runner {
         let until = clock::ticks();
         let ran = Ran { ticks: until.wrapping_sub(begun), until };
         fault::leave();
-        if output[capacity..] != [GUARD_BYTE; GUARD_LEN] {
+        if !guard(output, capacity).is_some_and(|guard| is_untouched(guard)) {
             // Not finished: the lane answers, then ends this process.
             return Done { ran: Some(ran), ..Done::not_run(Status::Overflow) };
         }
@@ -116,6 +147,7 @@ impl Runner {
         }
     }
 
+    #[inline(always)]
     fn enter(
         &mut self,
         function: Function,
@@ -148,6 +180,7 @@ impl Runner {
         Returned { code, len }
     }
 
+    #[inline(always)]
     fn context<'a>(&mut self, header: &Header, slot: Slot<'a>) -> CallContext<'a> {
         let clock = self.shared.clock;
         let deadline = match header.time_ns {
@@ -157,7 +190,7 @@ impl Runner {
         CallContext {
             raw: RawContext {
                 abi_version: abi::VERSION,
-                lane: self.lane,
+                lane: u32::from(self.lane),
                 lanes: self.lanes,
                 reserved: 0,
                 invocation: header.invocation,
@@ -173,6 +206,7 @@ impl Runner {
         }
     }
 
+    #[inline(always)]
     fn done(&self, returned: &Returned, output: &mut [u8], ran: Ran) -> Done {
         let (status, len) = match returned {
             Returned { code: 0, len } if *len <= output.len() => (Status::Ok, *len),
@@ -183,6 +217,7 @@ impl Runner {
     }
 
     /// The function's message becomes the reply, as much of it as fits.
+    #[cold]
     fn copy_message(&self, output: &mut [u8]) -> usize {
         let end = self.error.iter().position(|byte| *byte == 0).unwrap_or(ERROR_BYTES);
         let len = end.min(output.len());
@@ -191,13 +226,28 @@ impl Runner {
     }
 }
 
+/// What lies after an output's capacity, of a length that the compiler knows.
+#[inline]
+fn guard(output: &mut [u8], capacity: usize) -> Option<&mut [u8; GUARD_LEN]> {
+    output.get_mut(capacity..)?.first_chunk_mut()
+}
+
+/// A word at a time, and all of them: that is shorter than a call which compares bytes.
+#[inline(always)]
+fn is_untouched(guard: &[u8; GUARD_LEN]) -> bool {
+    const WORD: u64 = u64::from_ne_bytes([GUARD_BYTE; 8]);
+    let (words, _) = guard.as_chunks::<8>();
+    words.iter().fold(0, |differs, word| differs | u64::from_ne_bytes(*word) ^ WORD) == 0
+}
+
 impl Done {
     fn not_run(status: Status) -> Self {
         Self { status, code: 0, len: 0, wanted: 0, ran: None }
     }
 
     /// The reply's header.
-    pub(super) fn response(&self, request: &Header, clock: Clock) -> Header {
+    #[inline(always)]
+    fn response(&self, request: &Header, clock: Clock) -> Header {
         Header {
             kind: Kind::Response,
             status: self.status,

@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use gleaner_fabric::{
-    Geometry, Link, Side,
+    AnyLink, Geometry, Side,
     rdma::{Adapter, RdmaError, RdmaLink},
     shm::{Direction, Segment, ShmLink},
     tcp::TcpLink,
@@ -35,14 +35,14 @@ pub(super) struct Connection<'a> {
 
 impl Connection<'_> {
     /// Makes the link; the error is for people.
-    pub(super) fn into_link(self, geometry: Geometry) -> Result<Box<dyn Link>, String> {
+    pub(super) fn into_link(self, geometry: Geometry) -> Result<AnyLink, String> {
         let Self { socket, carrier, adapter } = self;
         match carrier {
             Carrier::Stream => TcpLink::new(socket, Side::Worker, geometry)
-                .map(|link| Box::new(link) as _)
+                .map(AnyLink::other)
                 .map_err(|error| error.to_string()),
-            Carrier::Segment(file) => Ok(Box::new(shm(socket, &file, geometry)?)),
-            Carrier::Verbs(peer) => Ok(Box::new(verbs(socket, &peer, adapter, geometry)?)),
+            Carrier::Segment(file) => Ok(shm(socket, &file, geometry)?.into()),
+            Carrier::Verbs(peer) => Ok(AnyLink::other(verbs(socket, &peer, adapter, geometry)?)),
         }
     }
 }

@@ -12,22 +12,20 @@
 use std::time::Duration;
 
 use gleaner_fabric::{
-    Link, LinkError,
+    AnyLink, Link, LinkError, ShmLink,
     futex::{WORDS_MAX, Words},
 };
-use gleaner_proto::header::Status;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{
     Shared,
     call::Runner,
-    fault,
     ipc::{self, FromWorker},
     mailbox::{Mail, Receiver},
     meter::Meter,
     tune::{DOZE, EAGER_LOOKS, LOOKS_PER_CLOCK},
 };
-use crate::board::{Place, SESSIONS_MAX};
+use crate::board::{SESSIONS_MAX, Slots};
 
 struct Lane {
     number: u16,
@@ -50,19 +48,21 @@ struct Served {
     session: u16,
     /// Ticks to look for its calls after the last one; 0: sleep at once.
     hot: u64,
-    link: Box<dyn Link>,
+    slots: Slots<'static>,
+    link: AnyLink,
 }
 
 /// Waits for the first mail, then serves until it is told to finish.
 pub(super) fn run(number: u16, mail: Receiver) {
     let Some(Mail::Start(shared)) = mail.wait() else { return };
+    let Some(counters) = shared.board.counters(number) else { return };
     let mut lane = Lane {
         number,
         shared,
         mail,
         links: Vec::with_capacity(usize::from(SESSIONS_MAX)),
         runner: Runner::new(shared, number),
-        meter: Meter::new(&shared.board, number, shared.clock),
+        meter: Meter::new(counters, shared.clock),
         hot: 0,
         empty_looks: 0,
         has_words: false,
@@ -106,31 +106,14 @@ impl Lane {
     }
 
     /// Serves one call of one link, if there is one.
+    #[inline]
     fn serve_link(&mut self, index: usize) -> Result<bool, LinkError> {
-        let served = &mut self.links[index];
-        // By reference: it is too large to be moved for nothing.
-        let polled = served.link.poll();
-        let arrival = match &polled {
-            Ok(Some(arrival)) => arrival,
-            Ok(None) => return Ok(false),
-            Err(_) => return polled.map(|_| false),
-        };
-        let header = &arrival.header;
-        let place = Place { session: served.session, lane: self.number, slot: header.slot };
-        let (Some(slot), Some(reply)) = (self.shared.board.slot(place), arrival.reply) else {
-            let (slot, block, len) = (header.slot, header.block, header.payload_len);
-            return Err(LinkError::Range { slot, block, len });
-        };
-        let done = self.runner.run(&mut *served.link, arrival, reply, place, slot);
-        let posted = served.link.post(reply, &done.response(header, self.shared.clock));
-        // While the reply is on its way.
-        if let Some(ran) = done.ran {
-            self.meter.call(ran);
+        let Served { session, slots, link, .. } = &mut self.links[index];
+        let (runner, meter, from) = (&mut self.runner, &mut self.meter, (*session, *slots));
+        match link {
+            AnyLink::Shm(link) => serve_memory(link, runner, from, meter),
+            AnyLink::Other(link) => serve_other(&mut **link, runner, from, meter),
         }
-        if done.status == Status::Overflow {
-            fault::overflow(place, header.invocation);
-        }
-        posted.map(|()| true)
     }
 
     /// Its links have changed.
@@ -212,7 +195,10 @@ impl Lane {
                     self.tell_closed(session, "the lane serves as many links as it may");
                 }
                 Mail::Add { session, hot, link } => {
-                    self.links.push(Served { session, hot, link });
+                    match self.shared.board.slots(session, self.number) {
+                        Some(slots) => self.links.push(Served { session, hot, slots, link }),
+                        None => self.tell_closed(session, "the board has no such session"),
+                    }
                 }
                 Mail::SetHot { session, hot } => {
                     let own = self.links.iter_mut().filter(|served| served.session == session);
@@ -244,4 +230,26 @@ impl Lane {
         // An agent that is gone is the main thread's to notice.
         let _ = ipc::send_patiently(&self.shared.agent, &record, Duration::from_secs(1));
     }
+}
+
+/// The hot path over shared memory, compiled as one.
+#[inline(never)]
+fn serve_memory(
+    link: &mut ShmLink,
+    runner: &mut Runner,
+    from: (u16, Slots<'static>),
+    meter: &mut Meter,
+) -> Result<bool, LinkError> {
+    runner.serve(link, from, meter)
+}
+
+/// The same over any other link.
+#[inline(never)]
+fn serve_other(
+    link: &mut dyn Link,
+    runner: &mut Runner,
+    from: (u16, Slots<'static>),
+    meter: &mut Meter,
+) -> Result<bool, LinkError> {
+    runner.serve(link, from, meter)
 }

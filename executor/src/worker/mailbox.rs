@@ -12,7 +12,7 @@ use std::{
     },
 };
 
-use gleaner_fabric::{Link, futex};
+use gleaner_fabric::{AnyLink, futex};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{Shared, tune::MAIL_MAX};
@@ -22,7 +22,7 @@ pub(super) enum Mail {
     /// First: what all lanes share.
     Start(&'static Shared),
     /// Serve this link.
-    Add { session: u16, hot: u64, link: Box<dyn Link> },
+    Add { session: u16, hot: u64, link: AnyLink },
     /// Look for calls of this session for so many ticks after each one, before sleeping.
     SetHot { session: u16, hot: u64 },
     /// Close the links of this session.

@@ -5,11 +5,10 @@
 use gleaner_fabric::clock::{self, Clock};
 
 use super::call::Ran;
-use crate::board::{Board, Usage};
+use crate::board::{Counters, Usage};
 
 pub(super) struct Meter {
-    board: &'static Board,
-    lane: u16,
+    counters: Counters<'static>,
     clock: Clock,
     calls: u64,
     executing: u64,
@@ -21,13 +20,14 @@ pub(super) struct Meter {
 }
 
 impl Meter {
-    pub(super) fn new(board: &'static Board, lane: u16, clock: Clock) -> Self {
+    pub(super) fn new(counters: Counters<'static>, clock: Clock) -> Self {
         let now = clock::ticks();
         let (calls, executing, polling) = (0, 0, 0);
-        Self { board, lane, clock, calls, executing, polling, since: now, active: 0 }
+        Self { counters, clock, calls, executing, polling, since: now, active: 0 }
     }
 
     /// A function ran.
+    #[inline]
     pub(super) fn call(&mut self, Ran { ticks, until }: Ran) {
         let looked = until.wrapping_sub(self.since).saturating_sub(ticks);
         self.calls += 1;
@@ -56,12 +56,13 @@ impl Meter {
         self.since = clock::ticks();
     }
 
+    #[inline]
     fn publish(&self) {
         let usage = Usage {
             calls: self.calls,
             executing_ns: self.clock.ns(self.executing),
             polling_ns: self.clock.ns(self.polling),
         };
-        self.board.set_usage(self.lane, usage);
+        self.counters.set(usage);
     }
 }

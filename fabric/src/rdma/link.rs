@@ -339,18 +339,19 @@ impl Link for RdmaLink {
         self.send_held()
     }
 
-    fn poll(&mut self) -> Result<Option<Arrival>, LinkError> {
+    fn poll(&mut self) -> Result<Option<Arrival>, Box<LinkError>> {
         if self.holds {
             self.send_held()?;
         }
         if self.has_ready()? {
-            return self.take();
+            return Ok(self.take()?);
         }
         self.idle_polls += 1;
         if self.idle_polls < LIVENESS_POLLS && !self.closed {
             return Ok(None);
         }
-        self.look().map(|()| None)
+        self.look()?;
+        Ok(None)
     }
 
     fn incoming(&self, payload: Payload) -> &[u8] {

@@ -36,14 +36,17 @@ pub(super) trait Word {
 }
 
 impl Word for AtomicU32 {
+    #[inline]
     fn load(&self) -> u32 {
         AtomicU32::load(self, Ordering::Relaxed)
     }
 
+    #[inline]
     fn swap(&self, value: u32) -> u32 {
         AtomicU32::swap(self, value, Ordering::Relaxed)
     }
 
+    #[inline]
     fn fence() {
         super::barrier::full();
     }

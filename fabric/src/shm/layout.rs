@@ -46,6 +46,8 @@ pub struct Half {
     pub ring: usize,
     /// The region.
     pub region: usize,
+    /// Picks a line's index out of a message's number.
+    mask: u32,
 }
 
 /// A segment's layout.
@@ -93,6 +95,7 @@ impl Layout {
             taken: (2 + n) * APART,
             ring: 4 * APART + n * ring_bytes,
             region,
+            mask: lines - 1,
         };
         Ok(Self {
             lines,
@@ -111,10 +114,13 @@ impl Layout {
     pub fn half(&self, direction: Direction) -> &Half {
         &self.halves[direction as usize]
     }
+}
 
+impl Half {
     /// Where the line of the message with this number lies.
-    pub fn line(&self, direction: Direction, sequence: u32) -> usize {
-        self.half(direction).ring + (sequence & (self.lines - 1)) as usize * HEADER_LEN
+    #[inline]
+    pub fn line(&self, sequence: u32) -> usize {
+        self.ring + (sequence & self.mask) as usize * HEADER_LEN
     }
 }
 
@@ -135,7 +141,7 @@ mod tests {
                 let half = layout.half(direction);
                 taken.push((half.sleeping, half.sleeping + APART));
                 taken.push((half.taken, half.taken + APART));
-                taken.push((half.ring, layout.line(direction, u32::MAX) + HEADER_LEN));
+                taken.push((half.ring, half.line(u32::MAX) + HEADER_LEN));
                 taken.push((half.region, half.region + layout.region_bytes));
                 prop_assert_eq!(half.region % PAGE, 0);
                 prop_assert_eq!(half.ring % APART, 0);

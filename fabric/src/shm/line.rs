@@ -68,19 +68,22 @@ impl Line {
     }
 
     /// Copies the message that lies here, less its number. Slots are so many blocks apart.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn snapshot(&self, slot_blocks: u32) -> Snapshot {
         let mut header = Words::default();
         for (copy, word) in header.iter_mut().zip(&self.0) {
             *copy = word.load(Ordering::Relaxed);
         }
         header[NUMBER] >>= 32;
-        let carried = (header[FIRST] & CARRIES != 0).then(|| unpack(&mut header, slot_blocks));
+        let mut carried = None;
+        if header[FIRST] & CARRIES != 0 {
+            carried = Some(unpack(&mut header, slot_blocks));
+        }
         Snapshot { header, carried }
     }
 
     /// Stores a header, with its payload if it [`may_carry`] that, and then its number.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn publish(&self, sequence: u32, header: &Header, carried: Option<CarriedWords>) {
         let mut words = header.words();
         if let Some(carried) = carried {
@@ -109,7 +112,7 @@ fn own_reply(request: bool, own: u32) -> u32 {
     if request { own } else { 0 }
 }
 
-#[inline]
+#[inline(always)]
 fn pack(words: &mut Words, [first, second]: CarriedWords) {
     let (len, capacity) = (words[PAYLOAD] & LEN_MASK, words[REPLY] & !0xFFFF_FFFF);
     words[FIRST] |= CARRIES | len << LEN_SHIFT;
@@ -118,7 +121,7 @@ fn pack(words: &mut Words, [first, second]: CarriedWords) {
 }
 
 /// The reverse. Whatever a peer has put there comes out as some header, which is checked like any other.
-#[inline]
+#[inline(always)]
 fn unpack(words: &mut Words, slot_blocks: u32) -> CarriedWords {
     let carried = [words[PAYLOAD], words[REPLY]];
     let len = words[FIRST] >> LEN_SHIFT & LEN_MASK;
@@ -135,7 +138,7 @@ fn unpack(words: &mut Words, slot_blocks: u32) -> CarriedWords {
 
 /// The payload as words. Whole ones are read whole, as they were probably written, and the rest a byte at a time: a load that is
 /// wider than the stores before it waits until those have left the core.
-#[inline]
+#[inline(always)]
 pub(crate) fn carried_words(payload: &[u8]) -> CarriedWords {
     let mut words = CarriedWords::default();
     let (whole, rest) = payload.as_chunks::<8>();

@@ -47,8 +47,8 @@ pub struct ShmLink {
     segment: Segment,
     socket: OwnedFd,
     side: Side,
-    outbound: Direction,
-    inbound: Direction,
+    outbound: Half,
+    inbound: Half,
     /// The number of the last message posted, and of the last that the peer is known to have taken.
     posted: u32,
     confirmed: u32,
@@ -79,6 +79,8 @@ impl ShmLink {
     /// Makes a link of a mapped segment and one end of a connected Unix stream socket, which then belongs to it.
     pub fn new(segment: Segment, socket: OwnedFd, side: Side) -> Self {
         let outbound = Direction::sent_by(side);
+        let half = |direction| *segment.layout().half(direction);
+        let (outbound, inbound) = (half(outbound), half(outbound.opposite()));
         if side == Side::Worker {
             segment.begin();
         }
@@ -90,7 +92,7 @@ impl ShmLink {
             socket,
             side,
             outbound,
-            inbound: outbound.opposite(),
+            inbound,
             posted: 0,
             confirmed: 0,
             polled: 0,
@@ -106,41 +108,43 @@ impl ShmLink {
     }
 
     /// The next message is here.
+    #[inline(always)]
     fn ready(&self) -> bool {
         let next = self.polled.wrapping_add(1);
-        self.segment.line(self.inbound, next).holds(next)
+        self.segment.line(&self.inbound, next).holds(next)
     }
 
-    /// Takes the message with this number, which is here. Apart from `poll`, so that an empty poll is a few instructions.
-    #[inline(never)]
-    fn take(&mut self, sequence: u32) -> Result<Option<Arrival>, LinkError> {
-        let line = self.segment.line(self.inbound, sequence);
+    /// Takes the message with this number, which is here.
+    #[inline(always)]
+    fn take(&mut self, sequence: u32) -> Result<Option<Arrival>, Box<LinkError>> {
+        let line = self.segment.line(&self.inbound, sequence);
         let Snapshot { header, carried } = line.snapshot(self.slot_blocks);
         self.polled = sequence;
-        self.segment.taken(self.inbound).store(sequence, Ordering::Release);
+        self.segment.taken(&self.inbound).store(sequence, Ordering::Release);
         if self.asked {
             self.withdraw();
         }
         self.pipelined = !std::mem::take(&mut self.waited);
         if self.pipelined {
-            self.segment.prefetch_payload_of(self.inbound, sequence.wrapping_add(1));
+            self.segment.prefetch_payload_of(&self.inbound, sequence.wrapping_add(1));
         }
-        let header = Header::from_words(&header)?;
-        let arrival = check::checked(self.segment.geometry(), self.side, header)?;
+        let header = Header::from_words(&header).map_err(refused)?;
+        let arrival =
+            check::checked(self.segment.geometry(), self.side, header).map_err(refused)?;
         let small = carried.is_none() && arrival.block.capacity as usize <= BLOCK_ALIGN;
-        self.carried.keep(arrival.payload(), carried)?;
+        self.carried.keep(arrival.payload(), carried).map_err(refused)?;
         self.expected = small.then_some(arrival.block.payload_offset() as usize);
         Ok(Some(arrival))
     }
 
     /// After many empty polls, or when the peer is known to be gone: asks the socket.
     #[cold]
-    fn ask_if_closed(&mut self) -> Result<Option<Arrival>, LinkError> {
+    fn ask_if_closed(&mut self) -> Result<(), LinkError> {
         self.look_at_socket()?;
         // What it posted before it went was there before its socket ended.
         match self.closed && !self.ready() {
             true => Err(LinkError::Closed),
-            false => Ok(None),
+            false => Ok(()),
         }
     }
 
@@ -165,7 +169,7 @@ impl ShmLink {
     /// The ring is full as far as is known: looks at what the peer has taken by now.
     #[cold]
     fn confirm(&mut self) -> Result<(), LinkError> {
-        let taken = self.segment.taken(self.outbound).load(Ordering::Acquire);
+        let taken = self.segment.taken(&self.outbound).load(Ordering::Acquire);
         let newly = taken.wrapping_sub(self.confirmed);
         // More than was posted is a lie, and worth nothing; any other only hurts who tells it.
         if (1..=self.segment.layout().lines).contains(&newly) {
@@ -180,16 +184,23 @@ impl ShmLink {
     }
 
     /// Wakes the peer, if it sleeps.
+    #[inline(always)]
     fn ring(&mut self) -> Result<(), LinkError> {
         self.unrung = false;
-        let sleeping = self.segment.sleeping(self.outbound);
-        match bell::ring(sleeping) {
+        match bell::ring(self.segment.sleeping(&self.outbound)) {
             None => Ok(()),
-            Some(Sleep::Futex) => {
-                futex::wake(sleeping);
+            Some(how) => self.wake(how),
+        }
+    }
+
+    #[cold]
+    fn wake(&mut self, how: Sleep) -> Result<(), LinkError> {
+        match how {
+            Sleep::Futex => {
+                futex::wake(self.segment.sleeping(&self.outbound));
                 Ok(())
             }
-            Some(Sleep::Socket) => self.send_wake_up(),
+            Sleep::Socket => self.send_wake_up(),
         }
     }
 
@@ -214,27 +225,31 @@ impl ShmLink {
 
     /// Tells the peer that we are about to sleep. True if a message is here.
     fn ask(&mut self, how: Sleep) -> bool {
-        let ready = bell::ask(self.segment.sleeping(self.inbound), how, || self.ready());
+        let ready = bell::ask(self.segment.sleeping(&self.inbound), how, || self.ready());
         self.asked = !ready;
         ready
     }
 
     /// Tells the peer that we look by ourselves again.
+    #[cold]
     fn withdraw(&mut self) {
-        bell::withdraw(self.segment.sleeping(self.inbound));
+        bell::withdraw(self.segment.sleeping(&self.inbound));
         self.asked = false;
     }
 }
 
 impl Link for ShmLink {
+    #[inline]
     fn geometry(&self) -> Geometry {
         self.segment.geometry()
     }
 
+    #[inline(always)]
     fn outgoing(&mut self, block: Block) -> &mut [u8] {
-        self.segment.room(self.outbound, block)
+        self.segment.room(&self.outbound, block)
     }
 
+    #[inline(always)]
     fn post(&mut self, block: Block, header: &Header) -> Result<(), LinkError> {
         debug_assert_eq!(header.block, block.index(), "the header names another block");
         debug_assert!(header.payload_len <= block.capacity, "the payload exceeds its block");
@@ -245,15 +260,16 @@ impl Link for ShmLink {
             self.confirm()?;
         }
         self.posted = self.posted.wrapping_add(1);
-        let carried = may_carry(header, self.slot_blocks).then(|| {
-            let payload = self.segment.room(self.outbound, block);
-            carried_words(&payload[..header.payload_len as usize])
-        });
-        let line = self.segment.line(self.outbound, self.posted);
+        let mut carried = None;
+        if may_carry(header, self.slot_blocks) {
+            let payload = self.segment.room(&self.outbound, block);
+            carried = Some(carried_words(&payload[..header.payload_len as usize]));
+        }
+        let line = self.segment.line(&self.outbound, self.posted);
         line.publish(self.posted, header, carried);
         // With one message at a time the peer already looks at the next line, and would lose it for nothing.
         if self.pipelined {
-            self.segment.own_line(self.outbound, self.posted.wrapping_add(LINES_AHEAD));
+            self.segment.own_line(&self.outbound, self.posted.wrapping_add(LINES_AHEAD));
         }
         self.unrung = true;
         if self.holds { Ok(()) } else { self.ring() }
@@ -268,36 +284,40 @@ impl Link for ShmLink {
         self.ring_if_due()
     }
 
-    fn poll(&mut self) -> Result<Option<Arrival>, LinkError> {
-        self.ring_if_due()?;
+    #[inline(always)]
+    fn poll(&mut self) -> Result<Option<Arrival>, Box<LinkError>> {
+        self.ring_if_due().map_err(refused)?;
         let next = self.polled.wrapping_add(1);
-        if self.segment.line(self.inbound, next).holds(next) {
+        if self.segment.line(&self.inbound, next).holds(next) {
             return self.take(next);
         }
         self.waited = true;
         // The payload is written before the line: so it is on its way while we still wait for the line.
         if let Some(at) = self.expected {
-            self.segment.prefetch(self.inbound, at);
+            self.segment.prefetch(&self.inbound, at);
         }
         self.idle_polls += 1;
-        if self.idle_polls < LIVENESS_POLLS && !self.closed {
-            return Ok(None);
+        if self.idle_polls >= LIVENESS_POLLS || self.closed {
+            self.ask_if_closed().map_err(refused)?;
         }
-        self.ask_if_closed()
+        Ok(None)
     }
 
+    #[inline(always)]
     fn incoming(&self, payload: Payload) -> &[u8] {
-        self.carried.get(payload).unwrap_or_else(|| self.segment.payload(self.inbound, payload))
+        self.carried.get(payload).unwrap_or_else(|| self.segment.payload(&self.inbound, payload))
     }
 
+    #[inline]
     fn intact(&self) -> bool {
         self.segment.is_whole()
     }
 
+    #[inline(always)]
     fn exchange(&mut self, payload: Payload, reply: Block) -> (&mut [u8], &mut [u8]) {
         match self.carried.get_mut(payload) {
-            Some(input) => (input, self.segment.room(self.outbound, reply)),
-            None => self.segment.exchange(self.inbound, payload, reply),
+            Some(input) => (input, self.segment.room(&self.outbound, reply)),
+            None => self.segment.exchange(&self.inbound, payload, &self.outbound, reply),
         }
     }
 
@@ -317,7 +337,7 @@ impl Link for ShmLink {
             }
             // In slices: a peer that is killed does not ring, and a hostile one may have moved our sleep elsewhere.
             let mut sleep = Words::new();
-            sleep.push((self.segment.sleeping(self.inbound), Sleep::Futex as u32));
+            sleep.push((self.segment.sleeping(&self.inbound), Sleep::Futex as u32));
             sleep
                 .wait(left.min(FUTEX_SLICE))
                 .map_err(|source| LinkError::Io { step: "sleep on the futex", source })?;
@@ -338,7 +358,7 @@ impl Link for ShmLink {
     }
 
     fn wait_word(&self) -> Option<(&AtomicU32, u32)> {
-        Some((self.segment.sleeping(self.inbound), Sleep::Futex as u32))
+        Some((self.segment.sleeping(&self.inbound), Sleep::Futex as u32))
     }
 
     fn arm_word(&mut self) -> Result<bool, LinkError> {
@@ -354,6 +374,13 @@ impl Drop for ShmLink {
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
         let _ = self.ring();
     }
+}
+
+/// Apart, and seldom: a link that fails is of no more use.
+#[cold]
+#[inline(never)]
+fn refused(error: impl Into<LinkError>) -> Box<LinkError> {
+    Box::new(error.into())
 }
 
 fn system(step: &'static str, error: nix::Error) -> LinkError {

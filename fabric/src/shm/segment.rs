@@ -32,7 +32,7 @@ use nix::{
 };
 
 use super::{
-    layout::{Direction, Layout, PAGE, WHOLE},
+    layout::{Direction, Half, Layout, PAGE, WHOLE},
     line::Line,
 };
 use crate::{
@@ -183,18 +183,21 @@ impl Segment {
     }
 
     /// What it was opened with.
+    #[inline]
     pub fn geometry(&self) -> Geometry {
         self.geometry
     }
 
     /// Where things lie in it.
+    #[inline]
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
     /// How the receiver of this direction sleeps.
-    pub(super) fn sleeping(&self, direction: Direction) -> &AtomicU32 {
-        self.word(self.layout.half(direction).sleeping)
+    #[inline]
+    pub(super) fn sleeping(&self, half: &Half) -> &AtomicU32 {
+        self.word(half.sleeping)
     }
 
     /// Says that the memory is the link's: the worker does, once.
@@ -203,51 +206,54 @@ impl Segment {
     }
 
     /// Whether what was read of the responses before this call was still the link's memory.
+    #[inline]
     pub(super) fn is_whole(&self) -> bool {
         fence(Ordering::Acquire);
         self.word(WHOLE).load(Ordering::Relaxed) != 0
     }
 
     /// The number of the last message that the receiver of this direction has taken.
-    pub(super) fn taken(&self, direction: Direction) -> &AtomicU32 {
-        self.word(self.layout.half(direction).taken)
+    #[inline]
+    pub(super) fn taken(&self, half: &Half) -> &AtomicU32 {
+        self.word(half.taken)
     }
 
     /// The ring's line for the message with this number.
     #[inline]
-    pub(super) fn line(&self, direction: Direction, sequence: u32) -> &Line {
-        let at = self.layout.line(direction, sequence);
+    pub(super) fn line(&self, half: &Half, sequence: u32) -> &Line {
+        let at = half.line(sequence);
         debug_assert!(at + HEADER_LEN <= self.mapping.len());
-        // SAFETY: the layout's lines lie inside the mapping, which has the layout's size, and are 64-aligned; a line is
-        // atomics alone, for which every bit pattern is a value.
+        // SAFETY: `half` is of this segment's layout, whose lines lie inside the mapping, which has the layout's size, and are
+        // 64-aligned; a line is atomics alone, for which every bit pattern is a value.
         unsafe { self.mapping.base().add(at).cast::<Line>().as_ref() }
     }
 
     /// An arrival's payload.
-    pub(super) fn payload(&self, direction: Direction, payload: Payload) -> &[u8] {
+    #[inline]
+    pub(super) fn payload(&self, half: &Half, payload: Payload) -> &[u8] {
         // SAFETY: inside the region, and ours to read until the slot is used again.
-        unsafe { &*self.payload_at(direction, payload) }
+        unsafe { &*self.payload_at(half, payload) }
     }
 
     /// Begins to bring the payload of this message into the cache, if it is here already. What its header says is a hint, and
     /// checked when it is taken.
     #[inline]
-    pub(super) fn prefetch_payload_of(&self, direction: Direction, sequence: u32) {
-        let line = self.line(direction, sequence);
+    pub(super) fn prefetch_payload_of(&self, half: &Half, sequence: u32) {
+        let line = self.line(half, sequence);
         if let Some(block) = line.block()
             && line.holds(sequence)
         {
             let at = block as usize * BLOCK_ALIGN + HEADER_LEN;
             if at < self.layout.region_bytes {
-                self.prefetch(direction, at);
+                self.prefetch(half, at);
             }
         }
     }
 
     /// Begins to make the ring's line for this message our core's own, to be written without waiting for it.
     #[inline]
-    pub(super) fn own_line(&self, direction: Direction, sequence: u32) {
-        let line = std::ptr::from_ref(self.line(direction, sequence));
+    pub(super) fn own_line(&self, half: &Half, sequence: u32) {
+        let line = std::ptr::from_ref(self.line(half, sequence));
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a hint, which faults nowhere, changes nothing, and is a no-operation where the processor does not know it.
         unsafe {
@@ -259,9 +265,9 @@ impl Segment {
 
     /// Begins to bring the line at this place of a region into the cache.
     #[inline]
-    pub(super) fn prefetch(&self, direction: Direction, offset: usize) {
+    pub(super) fn prefetch(&self, half: &Half, offset: usize) {
         debug_assert!(offset < self.layout.region_bytes);
-        let at = self.layout.half(direction).region + offset;
+        let at = half.region + offset;
         #[cfg(target_arch = "x86_64")]
         {
             use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -274,41 +280,46 @@ impl Segment {
     }
 
     /// The payload and guard of a block that is to be sent.
-    pub(super) fn room(&mut self, direction: Direction, block: Block) -> &mut [u8] {
+    #[inline]
+    pub(super) fn room(&mut self, half: &Half, block: Block) -> &mut [u8] {
         // SAFETY: inside the region, and ours to write until it is posted; `&mut self` is our only access.
-        unsafe { &mut *self.room_at(direction, block) }
+        unsafe { &mut *self.room_at(half, block) }
     }
 
     /// An arrival's payload, and the block of its reply in the other direction's region.
+    #[inline]
     pub(super) fn exchange(
         &mut self,
-        inbound: Direction,
+        inbound: &Half,
         payload: Payload,
+        outbound: &Half,
         reply: Block,
     ) -> (&mut [u8], &mut [u8]) {
         // SAFETY: as above; the two lie in two regions, which do not overlap.
-        unsafe {
-            (&mut *self.payload_at(inbound, payload), &mut *self.room_at(inbound.opposite(), reply))
-        }
+        unsafe { (&mut *self.payload_at(inbound, payload), &mut *self.room_at(outbound, reply)) }
     }
 
-    fn payload_at(&self, direction: Direction, payload: Payload) -> *mut [u8] {
-        self.bytes(direction, payload.offset as usize, payload.len as usize)
+    #[inline]
+    fn payload_at(&self, half: &Half, payload: Payload) -> *mut [u8] {
+        self.bytes(half, payload.offset as usize, payload.len as usize)
     }
 
-    fn room_at(&self, direction: Direction, block: Block) -> *mut [u8] {
-        self.bytes(direction, block.payload_offset() as usize, block.capacity as usize + GUARD_LEN)
+    #[inline]
+    fn room_at(&self, half: &Half, block: Block) -> *mut [u8] {
+        self.bytes(half, block.payload_offset() as usize, block.capacity as usize + GUARD_LEN)
     }
 
     /// Bytes of a region. Panics if they are not: callers have checked what peers named.
-    fn bytes(&self, direction: Direction, start: usize, len: usize) -> *mut [u8] {
+    #[inline]
+    fn bytes(&self, half: &Half, start: usize, len: usize) -> *mut [u8] {
         let region = self.layout.region_bytes;
         assert!(start <= region && len <= region - start, "bytes outside the region");
-        let at = self.layout.half(direction).region + start;
+        let at = half.region + start;
         std::ptr::slice_from_raw_parts_mut(self.mapping.base().as_ptr().wrapping_add(at), len)
     }
 
     /// A word of the control area or, for [`touch`](Self::touch), of any page.
+    #[inline]
     fn word(&self, at: usize) -> &AtomicU32 {
         debug_assert!(at.is_multiple_of(4) && at < self.mapping.len());
         // SAFETY: inside the mapping and 4-aligned, and every bit pattern is a value.

@@ -113,7 +113,7 @@ pub(super) fn until_error(link: &mut RdmaLink) -> LinkError {
     let until = Instant::now() + PATIENCE;
     loop {
         match link.poll() {
-            Err(error) => return error,
+            Err(error) => return *error,
             Ok(_) => assert!(Instant::now() < until, "the link stayed open"),
         }
     }

@@ -157,7 +157,7 @@ fn obey(orders: &TcpStream, link: RdmaLink) {
 
 /// A few looks: each order that finds nothing costs an emulated machine a millisecond.
 fn poll(link: &mut RdmaLink) -> Result<Option<Arrival>, LinkError> {
-    (0..LOOKS).find_map(|_| link.poll().transpose()).transpose()
+    Ok((0..LOOKS).find_map(|_| link.poll().transpose()).transpose()?)
 }
 
 fn post(link: &mut RdmaLink, body: &[u8]) -> Result<(), LinkError> {
@@ -275,7 +275,7 @@ impl Link for Remote {
         self.order(Order::Release, &[]).map(drop)
     }
 
-    fn poll(&mut self) -> Result<Option<Arrival>, LinkError> {
+    fn poll(&mut self) -> Result<Option<Arrival>, Box<LinkError>> {
         let Some(body) = self.order(Order::Poll, &[])? else { return Ok(None) };
         let header = Header::decode(body[8..8 + HEADER_LEN].try_into().unwrap()).unwrap();
         self.incoming = body[8 + HEADER_LEN..].to_vec();

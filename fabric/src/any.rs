@@ -1,0 +1,119 @@
+//! A link of any backend. Shared memory's is named, so that its few instructions are compiled into those of its caller: there a
+//! call by way of a table, and its result by way of memory, cost more than the transport. The others' cost does not show.
+#![forbid(unsafe_code)]
+
+use std::{os::fd::BorrowedFd, sync::atomic::AtomicU32, time::Duration};
+
+use gleaner_proto::header::Header;
+
+use crate::{
+    link::{Arrival, Block, Geometry, Link, LinkError, Payload},
+    shm::ShmLink,
+};
+
+/// One end of a link.
+pub enum AnyLink {
+    /// Over shared memory.
+    Shm(Box<ShmLink>),
+    /// Over anything else.
+    Other(Box<dyn Link>),
+}
+
+impl From<ShmLink> for AnyLink {
+    fn from(link: ShmLink) -> Self {
+        Self::Shm(Box::new(link))
+    }
+}
+
+impl AnyLink {
+    /// A link of a backend that is not named here.
+    pub fn other(link: impl Link + 'static) -> Self {
+        Self::Other(Box::new(link))
+    }
+}
+
+/// The same call on whichever link it is.
+macro_rules! on {
+    ($self:ident, $link:ident => $call:expr) => {
+        match $self {
+            AnyLink::Shm($link) => $call,
+            AnyLink::Other($link) => $call,
+        }
+    };
+}
+
+impl Link for AnyLink {
+    #[inline]
+    fn geometry(&self) -> Geometry {
+        on!(self, link => link.geometry())
+    }
+
+    #[inline]
+    fn outgoing(&mut self, block: Block) -> &mut [u8] {
+        on!(self, link => link.outgoing(block))
+    }
+
+    #[inline]
+    fn post(&mut self, block: Block, header: &Header) -> Result<(), LinkError> {
+        on!(self, link => link.post(block, header))
+    }
+
+    #[inline]
+    fn hold(&mut self) {
+        on!(self, link => link.hold());
+    }
+
+    #[inline]
+    fn release(&mut self) -> Result<(), LinkError> {
+        on!(self, link => link.release())
+    }
+
+    #[inline]
+    fn poll(&mut self) -> Result<Option<Arrival>, Box<LinkError>> {
+        on!(self, link => link.poll())
+    }
+
+    #[inline]
+    fn incoming(&self, payload: Payload) -> &[u8] {
+        on!(self, link => link.incoming(payload))
+    }
+
+    #[inline]
+    fn intact(&self) -> bool {
+        on!(self, link => link.intact())
+    }
+
+    #[inline]
+    fn exchange(&mut self, payload: Payload, reply: Block) -> (&mut [u8], &mut [u8]) {
+        on!(self, link => link.exchange(payload, reply))
+    }
+
+    fn unsent(&self) -> bool {
+        on!(self, link => link.unsent())
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Result<(), LinkError> {
+        on!(self, link => link.wait(timeout))
+    }
+
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        on!(self, link => link.wait_fd())
+    }
+
+    fn arm(&mut self) -> Result<bool, LinkError> {
+        on!(self, link => link.arm())
+    }
+
+    fn wait_word(&self) -> Option<(&AtomicU32, u32)> {
+        on!(self, link => link.wait_word())
+    }
+
+    fn arm_word(&mut self) -> Result<bool, LinkError> {
+        on!(self, link => link.arm_word())
+    }
+
+    #[inline]
+    fn emptied(&self) -> bool {
+        on!(self, link => link.emptied())
+    }
+}
