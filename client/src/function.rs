@@ -109,7 +109,10 @@ impl<'p> Function<'p> {
             let fits = output.get_mut(..reply.len());
             fits.map(|front| front.copy_from_slice(reply)).map(|()| reply.len())
         })?;
-        copied.ok_or_else(|| CallError::Failed(Failure::ReplyTooLarge { capacity }))
+        let Some(len) = copied else {
+            return Err(CallError::Failed(Failure::ReplyTooLarge { capacity }));
+        };
+        Ok(len)
     }
 
     /// Calls it with an input of `len` bytes that `fill` writes in place, and hands the reply to `read` in place.

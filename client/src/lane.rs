@@ -290,8 +290,8 @@ fn take<L: Link + ?Sized>(
 }
 
 #[cold]
-fn broken(error: Box<LinkError>) -> Box<LaneError> {
-    Box::new(LaneError::Link(*error))
+fn broken(error: impl Into<LinkError>) -> Box<LaneError> {
+    Box::new(LaneError::Link(error.into()))
 }
 
 #[inline(never)]
