@@ -27,6 +27,7 @@ mod log;
 mod reaper;
 mod run;
 mod setup;
+mod slot;
 mod table;
 mod users;
 mod vacate;

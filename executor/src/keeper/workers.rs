@@ -14,10 +14,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use gleaner_proto::{
-    ids::LeaseId,
-    workers::{Process, WORKERS_MAX},
-};
+use gleaner_proto::{ids::LeaseId, workers::WORKERS_MAX};
 
 use super::{
     cgroup::{Group, Hierarchy},
@@ -26,12 +23,13 @@ use super::{
     idle_group::Rank,
     ipc::{End, StartRefusal},
     reaper::Reaper,
+    slot::{Slot, State},
     table::Table,
 };
-use crate::sys::{self, Ended, Program, Start};
+use crate::sys::{self, Program, Start};
 
 /// What a worker itself needs beside the lease's memory: code, stacks, its share of the links.
-const OVERHEAD_BYTES: u64 = 64 << 20;
+pub(super) const OVERHEAD_BYTES: u64 = 64 << 20;
 /// How long a worker may take to confine itself, its start included.
 const BECOME_BOUND_NS: u64 = 5_000_000_000;
 /// Hand-overs at a time; more wait in the agent's socket.
@@ -74,38 +72,6 @@ pub(super) enum Outcome {
     Failed { lease: LeaseId, refusal: StartRefusal, errno: i32, step: u32 },
     /// It served, and is gone.
     Gone { lease: LeaseId, end: End, cpu_ns: u64, memory_peak_bytes: u64 },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Empty,
-    Waiting,
-    Becoming {
-        until_ns: u64,
-    },
-    Running,
-    /// All its threads are gone; `served` tells whether the agent was told `Started`.
-    Ended {
-        ended: Ended,
-        served: bool,
-    },
-}
-
-#[derive(Debug)]
-struct Slot {
-    state: State,
-    process: Process,
-    pidfd: Option<OwnedFd>,
-    group: Option<Group>,
-    /// To the worker, until it is confined.
-    handover: Option<OwnedFd>,
-    /// The agent's end, until the agent has it.
-    socket: Option<OwnedFd>,
-    lease: Option<Become>,
-    /// Why the keeper killed it, if it did.
-    killed: Option<End>,
-    /// What the worker said about its own confinement, if that failed.
-    failed: Option<Confined>,
 }
 
 /// What the node offers to all leases together.
@@ -425,98 +391,10 @@ impl Workers {
     }
 }
 
-impl Slot {
-    const EMPTY: Self = Self {
-        state: State::Empty,
-        process: Process { pid: 0, start: 0 },
-        pidfd: None,
-        group: None,
-        handover: None,
-        socket: None,
-        lease: None,
-        killed: None,
-        failed: None,
-    };
-
-    fn is_waiting(&self) -> bool {
-        self.state == State::Waiting && self.killed.is_none()
-    }
-
-    /// Its process, until that has ended.
-    fn lives(&self) -> Option<BorrowedFd<'_>> {
-        let ended = matches!(self.state, State::Ended { .. });
-        self.pidfd.as_ref().filter(|_| !ended).map(AsFd::as_fd)
-    }
-
-    fn note_kill(&mut self, end: End) {
-        if !matches!(self.state, State::Empty | State::Ended { .. }) {
-            self.killed.get_or_insert(end);
-        }
-    }
-
-    /// Kills its processes: the one error there can be is that they are dead.
-    fn kill(&self) {
-        let at_once = self.group.as_ref().is_some_and(Group::kill);
-        if let (false, Some(pidfd)) = (at_once, self.lives()) {
-            let _ = sys::pidfd_signal(pidfd, libc::SIGKILL);
-        }
-    }
-
-    /// Lets the killed process die now: in the idle class it would do so when the node's own work leaves it a moment.
-    fn hurry(&self, table: &Table) {
-        if self.lives().is_some() {
-            sys::hurry(table.proc_dir(), self.process.pid);
-        }
-    }
-
-    /// Limits the group and sends the hand-over.
-    fn give(&self, lease: &Become, rdma_objects: Option<u32>) -> io::Result<()> {
-        if let Some(group) = &self.group {
-            group.limit_memory(lease.memory_bytes.saturating_add(OVERHEAD_BYTES))?;
-            if let Some(objects) = rdma_objects {
-                group.limit_rdma(objects.saturating_mul(lease.cores().len() as u32))?;
-            }
-        }
-        let handover = self.handover.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-        sys::send_with_fd(handover.as_fd(), &lease.encode(), None)
-    }
-
-    fn outcome(&self, lease: &Become, ended: &Ended, served: bool) -> Outcome {
-        let lease = lease.lease_id;
-        if served {
-            let group = self.group.as_ref();
-            let peak = group.and_then(Group::memory_peak);
-            return Outcome::Gone {
-                lease,
-                end: self.killed.unwrap_or_else(|| end_of(ended, group)),
-                cpu_ns: ended.cpu_ns,
-                memory_peak_bytes: peak.unwrap_or(ended.resident_peak_bytes),
-            };
-        }
-        let (refusal, errno, step) = match self.failed {
-            Some(Confined { step: 0, errno }) => (StartRefusal::System, errno, 0),
-            Some(Confined { step, errno }) => (StartRefusal::Sandbox, errno, step),
-            None => (StartRefusal::Died, 0, 0),
-        };
-        Outcome::Failed { lease, refusal, errno, step }
-    }
-}
-
 impl Refused {
     fn system(error: io::Error) -> Self {
         let full = error.kind() == io::ErrorKind::StorageFull && error.raw_os_error().is_none();
         let refusal = if full { StartRefusal::Full } else { StartRefusal::System };
         Self { refusal, errno: error.raw_os_error().unwrap_or(0) }
-    }
-}
-
-/// How a worker ended that the keeper did not kill.
-fn end_of(ended: &Ended, group: Option<&Group>) -> End {
-    match (ended.exit, ended.signal) {
-        (Some(status), _) => End::Exited(status),
-        (None, Some(libc::SIGKILL)) if group.is_some_and(Group::ran_out_of_memory) => {
-            End::OutOfMemory
-        }
-        (None, signal) => End::Signalled(signal.unwrap_or(0)),
     }
 }
