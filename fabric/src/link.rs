@@ -225,6 +225,13 @@ impl From<Box<LinkError>> for LinkError {
     }
 }
 
+/// A poll's error. Apart, and seldom: a link that fails is of no more use.
+#[cold]
+#[inline(never)]
+pub(crate) fn failed(error: impl Into<LinkError>) -> Box<LinkError> {
+    Box::new(error.into())
+}
+
 impl From<RdmaError> for LinkError {
     fn from(error: RdmaError) -> Self {
         Self::Rdma(Box::new(error))

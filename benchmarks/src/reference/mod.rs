@@ -53,7 +53,10 @@ pub fn of_echo(raw: Raw, payload: usize, cpus: Cpus, quick: bool) -> Result<Vec<
         Raw::Futex => references.push(words::parking(payload, cpus)?),
         Raw::TcpBusy => references.extend(sockperf::measure(payload, cpus, true)?),
         Raw::TcpBlocking => references.extend(sockperf::measure(payload, cpus, false)?),
-        Raw::Verbs => references.extend(perftest::polled(payload, cpus)?),
+        Raw::Verbs => {
+            references.extend(perftest::polled(payload, cpus)?);
+            references.extend(perftest::sent(payload, cpus)?);
+        }
         Raw::VerbsEvents => references.extend(perftest::slept(payload, cpus)?),
     }
     Ok(references)

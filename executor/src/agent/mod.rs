@@ -18,6 +18,7 @@ mod harvester;
 mod lease;
 mod meter;
 mod node;
+mod notices;
 mod outbox;
 mod report;
 mod tune;

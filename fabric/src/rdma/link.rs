@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     check::{self, Side},
-    link::{Arrival, Block, Geometry, Link, LinkError, Payload},
+    link::{Arrival, Block, Geometry, Link, LinkError, Payload, failed},
     tune::{
         COMPLETIONS_BATCH, DRAIN_ROUNDS, LIVENESS_POLLS, PARTING, POSTS_BATCH, SIGNALS_PER_ROUND,
     },
@@ -201,33 +201,34 @@ impl RdmaLink {
     }
 
     /// Takes the next completion, which is there.
-    fn take(&mut self) -> Result<Option<Arrival>, LinkError> {
+    #[inline]
+    fn take(&mut self) -> Result<Option<Arrival>, Box<LinkError>> {
         let completion = &self.ready[self.next];
         let (result, immediate) = (completion.result(), completion.immediate());
         self.next += 1;
         self.slept = false;
         self.idle_polls = 0;
         if let Err(status) = result {
-            return Err(self.broken(status));
+            return Err(failed(self.broken(status)));
         }
         self.used += 1;
         if self.used == self.parts.chain.count() {
-            self.refill()?;
+            self.refill().map_err(failed)?;
         }
         let Some(raw) = immediate else {
-            return Err(LinkError::NoImmediate);
+            return Err(failed(LinkError::NoImmediate));
         };
         let named = Immediate::decode(raw);
         // Where a header may lie at all; that this one lies in its slot or the arena, its check finds.
         let offset = named.block as usize * BLOCK_ALIGN;
         if offset + HEADER_LEN > self.parts.incoming.len() {
-            return Err(LinkError::Range { slot: 0, block: named.block, len: 0 });
+            return Err(failed(LinkError::Range { slot: 0, block: named.block, len: 0 }));
         }
         let snapshot = self.parts.incoming.snapshot(offset);
-        let arrival = check::arrival(self.parts.geometry, self.side, &snapshot)?;
+        let arrival = check::arrival(self.parts.geometry, self.side, &snapshot).map_err(failed)?;
         let header = &arrival.header;
         if header.block != named.block || header.generation as u8 != named.generation {
-            return Err(LinkError::Immediate { immediate: raw, block: header.block });
+            return Err(failed(LinkError::Immediate { immediate: raw, block: header.block }));
         }
         Ok(Some(arrival))
     }
@@ -341,16 +342,16 @@ impl Link for RdmaLink {
 
     fn poll(&mut self) -> Result<Option<Arrival>, Box<LinkError>> {
         if self.holds {
-            self.send_held()?;
+            self.send_held().map_err(failed)?;
         }
-        if self.has_ready()? {
-            return Ok(self.take()?);
+        if self.has_ready().map_err(failed)? {
+            return self.take();
         }
         self.idle_polls += 1;
         if self.idle_polls < LIVENESS_POLLS && !self.closed {
             return Ok(None);
         }
-        self.look()?;
+        self.look().map_err(failed)?;
         Ok(None)
     }
 

@@ -37,7 +37,7 @@ pub use segment::{Segment, SegmentError};
 use crate::{
     check::{self, Side},
     futex::{self, Words},
-    link::{Arrival, Block, Geometry, Link, LinkError, Payload},
+    link::{Arrival, Block, Geometry, Link, LinkError, Payload, failed},
     tune::{DRAIN_ROUNDS, FUTEX_SLICE, LINES_AHEAD, LIVENESS_POLLS},
 };
 
@@ -128,11 +128,10 @@ impl ShmLink {
         if self.pipelined {
             self.segment.prefetch_payload_of(&self.inbound, sequence.wrapping_add(1));
         }
-        let header = Header::from_words(&header).map_err(refused)?;
-        let arrival =
-            check::checked(self.segment.geometry(), self.side, header).map_err(refused)?;
+        let header = Header::from_words(&header).map_err(failed)?;
+        let arrival = check::checked(self.segment.geometry(), self.side, header).map_err(failed)?;
         let small = carried.is_none() && arrival.block.capacity as usize <= BLOCK_ALIGN;
-        self.carried.keep(arrival.payload(), carried).map_err(refused)?;
+        self.carried.keep(arrival.payload(), carried).map_err(failed)?;
         self.expected = small.then_some(arrival.block.payload_offset() as usize);
         Ok(Some(arrival))
     }
@@ -286,7 +285,7 @@ impl Link for ShmLink {
 
     #[inline(always)]
     fn poll(&mut self) -> Result<Option<Arrival>, Box<LinkError>> {
-        self.ring_if_due().map_err(refused)?;
+        self.ring_if_due().map_err(failed)?;
         let next = self.polled.wrapping_add(1);
         if self.segment.line(&self.inbound, next).holds(next) {
             return self.take(next);
@@ -298,7 +297,7 @@ impl Link for ShmLink {
         }
         self.idle_polls += 1;
         if self.idle_polls >= LIVENESS_POLLS || self.closed {
-            self.ask_if_closed().map_err(refused)?;
+            self.ask_if_closed().map_err(failed)?;
         }
         Ok(None)
     }
@@ -374,13 +373,6 @@ impl Drop for ShmLink {
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
         let _ = self.ring();
     }
-}
-
-/// Apart, and seldom: a link that fails is of no more use.
-#[cold]
-#[inline(never)]
-fn refused(error: impl Into<LinkError>) -> Box<LinkError> {
-    Box::new(error.into())
 }
 
 fn system(step: &'static str, error: nix::Error) -> LinkError {
