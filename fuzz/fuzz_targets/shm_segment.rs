@@ -64,7 +64,7 @@ fn run(link: &mut ShmLink, peer: &File, layout: &Layout, side: Side, step: Step)
         Step::Line { number, mut bytes } => {
             let number = u32::from(number);
             bytes[56..60].copy_from_slice(&number.to_le_bytes());
-            write(layout.line(Direction::sent_by(side).opposite(), number), &bytes);
+            write(layout.half(Direction::sent_by(side).opposite()).line(number), &bytes);
         }
         Step::Poll => look(link),
         Step::Post { slot, len } => post(link, side, u16::from(slot) % GEOMETRY.window, len),
