@@ -79,30 +79,6 @@ pub fn become_realtime() -> io::Result<()> {
     set_class(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, 1)
 }
 
-/// While it lives, this thread is in the ordinary class if it was in the real-time class: for work that nobody waits for.
-#[derive(Debug)]
-pub struct SteppedBack(bool);
-
-impl SteppedBack {
-    /// Steps back.
-    pub fn now() -> Self {
-        let kept = libc::SCHED_RESET_ON_FORK;
-        // SAFETY: no memory is passed.
-        let class = unsafe { libc::sched_getscheduler(0) } & !kept;
-        let steps = class == libc::SCHED_FIFO;
-        Self(steps && set_class(0, libc::SCHED_OTHER | kept, 0).is_ok())
-    }
-}
-
-impl Drop for SteppedBack {
-    fn drop(&mut self) {
-        if self.0 {
-            // Refused: it stays ordinary, as where it was never allowed to be more.
-            let _ = become_realtime();
-        }
-    }
-}
-
 /// Most threads of one process that [`hurry`] looks at.
 const THREADS_MAX: usize = 4096;
 

@@ -147,8 +147,10 @@ impl Hierarchy {
     }
 
     /// How the workers stand to all else.
-    pub(super) fn rank(&self, rank: Rank) -> bool {
-        self.cpu.as_ref().is_some_and(|cpu| cpu.set(rank))
+    pub(super) fn rank(&self, rank: Rank) {
+        if let Some(cpu) = &self.cpu {
+            cpu.set(rank);
+        }
     }
 
     /// The `cgroup.procs` of the v1 groups that a worker enters.

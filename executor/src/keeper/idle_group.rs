@@ -52,11 +52,10 @@ impl IdleGroup {
         has(&dir, c"cpu.shares").then(|| found(dir, Files::V1, Some(path)))
     }
 
-    /// Changes the group's rank, if it is another; true if it has that rank now. What the kernel refuses stays as it was: the
-    /// threads' own class remains.
-    pub(super) fn set(&self, rank: Rank) -> bool {
-        if self.rank.get() == Some(rank) {
-            return true;
+    /// Changes the group's rank, if it is another. What the kernel refuses stays as it was: the threads' own class remains.
+    pub(super) fn set(&self, rank: Rank) {
+        if self.rank.replace(Some(rank)) == Some(rank) {
+            return;
         }
         let (idle, weight): (&[u8], &[u8]) = match (rank, self.files) {
             (Rank::Idle, Files::V1) => (b"1", b"2"),
@@ -69,10 +68,9 @@ impl IdleGroup {
             Files::V2 => c"cpu.weight",
         };
         // Before Linux 5.15 a group cannot be idle: then it has the least weight.
-        let set = write_at(&self.dir, c"cpu.idle", idle).is_ok()
-            || write_at(&self.dir, file, weight).is_ok();
-        self.rank.set(set.then_some(rank));
-        set
+        if write_at(&self.dir, c"cpu.idle", idle).is_err() {
+            let _ = write_at(&self.dir, file, weight);
+        }
     }
 
     /// v1's `cgroup.procs`, for a worker to enter.

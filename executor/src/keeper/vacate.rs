@@ -13,7 +13,7 @@ use super::{
     log::say,
     run::{Keeper, micros},
 };
-use crate::sys::{self, SteppedBack, Waits};
+use crate::sys::{self, Waits};
 
 /// How long one look sleeps at most: groups that are not empty raise no signal.
 const LOOK_NS: u64 = 1_000_000;
@@ -109,10 +109,8 @@ impl Keeper {
         Some(Cleared { record, until_ns })
     }
 
-    /// Frees the places of all that are gone, and tells the agent of each lease's end and of the vacate. The job that waited for the
-    /// hook goes first.
+    /// Frees the places of all that are gone, and tells the agent of each lease's end and of the vacate.
     pub(super) fn tidy(&mut self, cleared: Cleared) {
-        let _back = SteppedBack::now();
         self.settle_all(cleared.until_ns);
         self.agent.notify(&Notice::Vacated(cleared.record), None);
     }

@@ -293,17 +293,17 @@ impl Workers {
 
     /// Kills every worker.
     pub(super) fn kill_all(&mut self, end: End) {
-        // Before the kill: who waits for a turn to die gets it at once, its threads' class counts among themselves alone.
-        let ranked = self.hierarchy.rank(Rank::Ordinary);
+        // Before the kill: who waits for a turn to die gets it at once.
+        self.hierarchy.rank(Rank::Ordinary);
         let at_once = self.hierarchy.kill_all();
         for slot in &mut self.slots {
             slot.note_kill(end);
             if !at_once {
                 slot.kill();
             }
-            if !ranked {
-                slot.hurry(&self.table);
-            }
+        }
+        for slot in &self.slots {
+            slot.hurry(&self.table);
         }
     }
 
