@@ -6,7 +6,7 @@
 //!               └─eviction─┴──────▶ Done (with a copy of the reply, or the error)
 //! ```
 //!
-//! [`crate::pool`] and [`crate::function`] are the callers; [`crate::slots`] hands out slots, [`crate::eviction`] moves calls, [`crate::relocate`] gets
+//! [`crate::pool`] and [`crate::function`] are the callers; [`crate::slots`] hands out slots, [`crate::replies`] has replies taken, [`crate::eviction`] moves calls, [`crate::relocate`] gets
 //! leases, [`crate::waiting`] sleeps. On the path of a call that meets none of these nothing is allocated.
 
 use std::{
@@ -21,7 +21,7 @@ use crate::{
     client::Identity,
     ended::{Ended, Listener},
     error::{CallError, Failure},
-    event::{CallStats, EVENTS_MAX, PoolEvent, PoolStats},
+    event::{EVENTS_MAX, PoolEvent, PoolStats},
     function::Settings,
     harvester::Harvester,
     keepalive::Renewer,
@@ -58,7 +58,8 @@ pub(crate) struct Calls {
     pub(crate) sessions: Vec<Option<Session>>,
     pub(crate) functions: Vec<Opened>,
     pub(crate) calls: Vec<Call>,
-    free: Vec<u32>,
+    /// Places of calls that are free.
+    pub(crate) free: Vec<u32>,
     /// Calls that wait for a slot, oldest first.
     pub(crate) queue: VecDeque<u32>,
     pub(crate) events: VecDeque<PoolEvent>,
@@ -220,92 +221,6 @@ impl Calls {
         self.queue.push_back(index);
     }
 
-    /// Waits until a call has ended; its reply may then be read, and it must be taken.
-    #[inline(always)]
-    fn wait(&mut self, key: CallKey) {
-        while !self.is_done(key) {
-            let place = match self.calls[key.index as usize].state {
-                State::Sent(place) => Some(place),
-                _ => None,
-            };
-            let answered = match place {
-                Some(place) if self.is_emptied(place) => false,
-                Some(place) => self.watch(place),
-                None => self.pump(),
-            };
-            if !answered {
-                let due = self.calls[key.index as usize].due;
-                self.make_room();
-                self.idle(place, due);
-            }
-        }
-    }
-
-    /// Whether a call has ended.
-    #[inline]
-    pub(crate) fn is_done(&self, key: CallKey) -> bool {
-        matches!(self.call(key).state, State::Replied(_) | State::Done(_))
-    }
-
-    /// Waits for a call's end, hands its reply to `read`, and forgets the call. A reply that is taken back while it is read
-    /// was never there: the call goes on, and its next reply is read again. Compiled as one, as [`submit`](Self::submit) is.
-    pub(crate) fn collect(&mut self, key: CallKey, read: Read<'_>) -> Result<(), CallError> {
-        loop {
-            self.wait(key);
-            if let Some(result) = self.try_collect(key, read) {
-                return result;
-            }
-        }
-    }
-
-    /// The same without waiting; `None` while the call goes on.
-    #[inline(always)]
-    pub(crate) fn try_collect(
-        &mut self,
-        key: CallKey,
-        read: Read<'_>,
-    ) -> Option<Result<(), CallError>> {
-        if !self.is_done(key) {
-            return None;
-        }
-        let result = self.take(key, read)?;
-        self.free.push(key.index);
-        Some(result)
-    }
-
-    /// What a call went through that was collected just now.
-    pub(crate) fn stats_of(&self, key: CallKey) -> CallStats {
-        let &Call { number, reruns, executing_ns, .. } = self.call(key);
-        CallStats { number, reruns, executing: Duration::from_nanos(executing_ns) }
-    }
-
-    /// `None`: the reply was taken back with its memory while it was read.
-    #[inline(always)]
-    fn take(&mut self, key: CallKey, read: Read<'_>) -> Option<Result<(), CallError>> {
-        let state = &mut self.calls[key.index as usize].state;
-        let State::Replied(place) = *state else {
-            return Some(self.take_copy(key, read));
-        };
-        *state = State::Free;
-        let Some(open) = self.sessions[place.session()].as_mut() else {
-            return Some(Err(lost_reply()));
-        };
-        let intact = open.lanes[place.lane()].read(place.slot, read);
-        if !intact {
-            self.resent(key.index, place);
-        }
-        intact.then_some(Ok(()))
-    }
-
-    /// A call that ended without a slot.
-    #[cold]
-    fn take_copy(&mut self, key: CallKey, read: Read<'_>) -> Result<(), CallError> {
-        match std::mem::take(&mut self.calls[key.index as usize].state) {
-            State::Done(outcome) => outcome.map(|bytes| read(&bytes)),
-            _ => Err(lost_reply()),
-        }
-    }
-
     /// The caller gives a call up.
     pub(crate) fn cancel(&mut self, key: CallKey, grace: Duration) {
         let call = &mut self.calls[key.index as usize];
@@ -346,7 +261,7 @@ impl Calls {
 
     /// Takes one answer from a place's lane. Who spins looks for it as often as fits between two readings of the clock.
     #[inline(always)]
-    fn watch(&mut self, place: Place) -> bool {
+    pub(crate) fn watch(&mut self, place: Place) -> bool {
         let looks = self.spin.looks();
         let answered = self.pump_lane(place.session(), place.lane(), looks);
         if !answered {
@@ -484,7 +399,7 @@ impl Calls {
         self.events.push_back(event);
     }
 
-    fn call(&self, key: CallKey) -> &Call {
+    pub(crate) fn call(&self, key: CallKey) -> &Call {
         &self.calls[key.index as usize]
     }
 

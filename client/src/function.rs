@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    calls::{CallKey, Calls, lost_reply},
+    calls::CallKey,
     ended::Listener,
     error::{CallError, Failure},
     event::CallStats,
@@ -43,16 +43,6 @@ pub(crate) fn once(fill: impl FnOnce(&mut [u8])) -> impl FnMut(&mut [u8]) {
         if let Some(fill) = fill.take() {
             fill(buffer);
         }
-    }
-}
-
-impl Calls {
-    /// Waits for a call's end, and returns what `read` makes of its reply.
-    #[inline]
-    fn read<R>(&mut self, key: CallKey, mut read: impl FnMut(&[u8]) -> R) -> Result<R, CallError> {
-        let mut result = None;
-        self.collect(key, &mut |bytes| result = Some(read(bytes)))?;
-        result.ok_or_else(lost_reply)
     }
 }
 

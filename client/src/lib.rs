@@ -50,6 +50,7 @@ mod pool;
 mod progress;
 mod reactor;
 mod relocate;
+mod replies;
 mod request;
 mod seat;
 mod session;
