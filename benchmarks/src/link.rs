@@ -96,7 +96,9 @@ pub fn serve(worker: &mut RdmaLink, load: Load, arrival: &Arrival) -> Result<()>
     let (input, output) = worker.exchange(arrival.payload(), reply);
     load.work.run(input, &mut output[..load.reply()]);
     let payload_len = load.reply() as u32;
-    let header = Header { kind: Kind::Response, payload_len, ..arrival.header };
+    let kind = Kind::Response;
+    let (reply_block, reply_capacity) = (0, payload_len);
+    let header = Header { kind, payload_len, reply_block, reply_capacity, ..arrival.header };
     Ok(worker.post(reply, &header)?)
 }
 

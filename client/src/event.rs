@@ -57,7 +57,7 @@ pub struct CallStats {
     pub number: u64,
     /// How often it was sent again after an eviction.
     pub reruns: u32,
-    /// Time inside the function, as the worker says.
+    /// Time inside the function, as the worker says; over RDMA, from 4.1 us on, rounded down by less than 0.05 %.
     pub executing: Duration,
 }
 

@@ -6,7 +6,9 @@ mod floor;
 mod large;
 mod mbw;
 pub mod perftest;
+mod pingpong;
 mod sockperf;
+mod two_ends;
 mod words;
 
 use anyhow::Result;
@@ -57,7 +59,10 @@ pub fn of_echo(raw: Raw, payload: usize, cpus: Cpus, quick: bool) -> Result<Vec<
             references.extend(perftest::polled(payload, cpus)?);
             references.extend(perftest::sent(payload, cpus)?);
         }
-        Raw::VerbsEvents => references.extend(perftest::slept(payload, cpus)?),
+        Raw::VerbsEvents => {
+            references.extend(perftest::slept(payload, cpus)?);
+            references.extend(pingpong::slept(payload, cpus)?);
+        }
     }
     Ok(references)
 }

@@ -1,29 +1,18 @@
 //! ib_write_lat, ib_send_lat and ib_write_bw (Debian: `perftest`), the verbs' own tools, which others wrote; nothing where they are not
 //! installed.
 
-use std::{
-    net::TcpListener,
-    process::{Child, Command, Stdio},
-    sync::{Mutex, PoisonError},
-    time::Duration,
+use anyhow::Result;
+
+use super::{
+    Reference,
+    two_ends::{BOUND, Place, two_ends},
 };
-
-use anyhow::{Context, Result};
-use gleaner_fabric::rdma::Device;
-use gleaner_testkit::{poll_until, process::run_bounded};
-
-use super::Reference;
 use crate::stage::Cpus;
 
-/// How long a tool may take to listen, and to measure.
-const LISTEN_BOUND: Duration = Duration::from_secs(10);
-const BOUND: Duration = Duration::from_secs(60);
 const ITERATIONS: usize = 1_000;
 /// Bytes that one measurement moves at most.
 const BYTES_MAX: usize = 128 << 20;
 const BANDWIDTH_ITERATIONS_MAX: usize = 500;
-/// Tools that did not end, each with how it was asked: not asked again.
-static HUNG: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// A polled ping-pong of writes.
 pub(super) fn polled(payload: usize, cpus: Cpus) -> Result<Option<Reference>> {
@@ -69,38 +58,14 @@ fn measure(
     iterations: usize,
     cpus: Cpus,
 ) -> Result<Option<Vec<f64>>> {
-    let asked = format!("{tool} {}", how.join(" "));
-    if HUNG.lock().unwrap_or_else(PoisonError::into_inner).contains(&asked) {
-        return Ok(None);
-    }
-    let (device, port) = Device::open_active()?;
-    let gid = port.gids.first().context("the port has no address")?.index;
-    let tcp_port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let command = |cpu: usize| {
-        let mut command = Command::new("taskset");
-        command.args(["-c", &cpu.to_string(), tool, "-F", "-d", device.name()]);
-        command.args(["-x", &gid.to_string(), "-p", &tcp_port.to_string()]);
-        command.args(["-s", &payload.to_string(), "-n", &iterations.to_string()]);
-        command.args(how);
-        command
+    let arguments = |place: &Place| {
+        let mut arguments = vec!["-F".into(), "-x".into(), place.gid.to_string()];
+        arguments.extend(["-s".into(), payload.to_string(), "-n".into(), iterations.to_string()]);
+        arguments.extend(how.iter().map(ToString::to_string));
+        arguments
     };
-    let Ok(mut server) = Server::start(command(cpus.worker)) else { return Ok(None) };
-    if !poll_until(LISTEN_BOUND, || server.listens(tcp_port)) {
-        return Ok(None);
-    }
-    let mut client = command(cpus.caller);
-    client.arg("127.0.0.1");
-    let output = match run_bounded(client, BOUND) {
-        Ok(output) => output,
-        // In User-Mode Linux it has slept for ever over an event. That says nothing of the baseline.
-        Err(error) => {
-            eprintln!("  nothing from {tool}: {error}");
-            let mut hung = HUNG.lock().unwrap_or_else(PoisonError::into_inner);
-            hung.push(asked);
-            return Ok(None);
-        }
-    };
-    Ok(numbers(&String::from_utf8_lossy(&output.stdout), payload))
+    let report = two_ends(tool, &how.join(" "), arguments, cpus)?;
+    Ok(report.and_then(|report| numbers(&report, payload)))
 }
 
 /// The line that begins with the payload's size, as numbers.
@@ -109,32 +74,6 @@ fn numbers(report: &str, payload: usize) -> Option<Vec<f64>> {
         line.split_whitespace().next().is_some_and(|first| first == payload.to_string())
     })?;
     Some(line.split_whitespace().filter_map(|word| word.parse().ok()).collect())
-}
-
-struct Server(Child);
-
-impl Server {
-    fn start(mut command: Command) -> std::io::Result<Self> {
-        command.stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
-        command.spawn().map(Self)
-    }
-
-    /// By the kernel's word: a connection made to find out would be taken for the client's.
-    fn listens(&mut self, port: u16) -> bool {
-        let ended = !matches!(self.0.try_wait(), Ok(None));
-        let listening = format!(":{port:04X} ");
-        let table = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
-        let sockets = table("/proc/net/tcp") + &table("/proc/net/tcp6");
-        let mut lines = sockets.lines();
-        ended || lines.any(|line| line.contains(&listening) && line.contains(" 0A "))
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[cfg(test)]

@@ -60,6 +60,12 @@ impl Completion {
         let arrived = self.0.opcode == ffi::WC_RECV_RDMA_WITH_IMM;
         arrived.then(|| u32::from_be(self.0.imm_data))
     }
+
+    /// Bytes that it has written.
+    #[inline]
+    pub fn written(&self) -> u32 {
+        self.0.byte_len
+    }
 }
 
 impl CompletionQueue {

@@ -2,12 +2,13 @@
 //!
 //! Each end registers two regions in a protection domain of its own: what it sends from, which nobody else may touch, and what its
 //! peer writes to. A message is one write of header and payload from the one into the other, at the same offset, with the block
-//! and the generation as its immediate; it takes one of the receives that the peer keeps posted. Beside it stands the socket on
+//! and the generation as its immediate; or of the payload alone, where the immediate says it all ([`super::brief`]). It takes one of the
+//! receives that the peer keeps posted. Beside it stands the socket on
 //! which the lane was attached: its end is the peer's.
 //!
 //! ```text
-//! post: header beside payload ──▶ one write with immediate ──▶ completion at the peer
-//! poll: completion ──▶ immediate ──▶ header's snapshot ──▶ checked ──▶ arrival         sleep: channel, device, socket in one epoll
+//! post: header beside payload, if need be ──▶ one write with immediate ──▶ completion at the peer
+//! poll: completion ──▶ immediate ──▶ header: made, or its snapshot ──▶ checked ──▶ arrival         sleep: channel, device, socket in one epoll
 //! ```
 #![forbid(unsafe_code)]
 
@@ -16,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gleaner_proto::header::{BLOCK_ALIGN, GUARD_LEN, HEADER_LEN, Header, Immediate};
+use gleaner_proto::header::{BLOCK_ALIGN, GUARD_LEN, HEADER_LEN, Header, Immediate, Kind};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
@@ -26,6 +27,7 @@ use nix::{
 };
 
 use super::{
+    brief::Record,
     completions::Completion,
     error::{RdmaError, WorkStatus},
     pair::{QueuePair, ReadyToSend, Target, Write},
@@ -47,6 +49,7 @@ pub struct RdmaLink {
     pub(super) parts: Parts,
     pub(super) target: Target,
     side: Side,
+    record: Record,
     socket: OwnedFd,
     sleep: Epoll,
     /// The number of the last write posted, and of the last that is known to have ended.
@@ -84,6 +87,7 @@ impl RdmaLink {
     ) -> Self {
         Self {
             pair,
+            record: Record::new(parts.geometry),
             parts,
             target,
             side,
@@ -205,6 +209,7 @@ impl RdmaLink {
     fn take(&mut self) -> Result<Option<Arrival>, Box<LinkError>> {
         let completion = &self.ready[self.next];
         let (result, immediate) = (completion.result(), completion.immediate());
+        let written = completion.written();
         self.next += 1;
         self.slept = false;
         self.idle_polls = 0;
@@ -218,19 +223,41 @@ impl RdmaLink {
         let Some(raw) = immediate else {
             return Err(failed(LinkError::NoImmediate));
         };
-        let named = Immediate::decode(raw);
-        // Where a header may lie at all; that this one lies in its slot or the arena, its check finds.
-        let offset = named.block as usize * BLOCK_ALIGN;
-        if offset + HEADER_LEN > self.parts.incoming.len() {
-            return Err(failed(LinkError::Range { slot: 0, block: named.block, len: 0 }));
-        }
-        let snapshot = self.parts.incoming.snapshot(offset);
-        let arrival = check::arrival(self.parts.geometry, self.side, &snapshot).map_err(failed)?;
-        let header = &arrival.header;
-        if header.block != named.block || header.generation as u8 != named.generation {
-            return Err(failed(LinkError::Immediate { immediate: raw, block: header.block }));
+        let arrival = match Immediate::decode(raw) {
+            Immediate::Brief { slot, detail } => self.brief(slot, detail, written),
+            Immediate::Headed { block, generation } => self.headed(block, generation),
+        };
+        let arrival = arrival.map_err(failed)?;
+        if arrival.header.kind == Kind::Request {
+            self.record.note(&arrival.header);
         }
         Ok(Some(arrival))
+    }
+
+    /// What has arrived without a header.
+    #[inline]
+    fn brief(&self, slot: u8, detail: u16, len: u32) -> Result<Arrival, LinkError> {
+        let header = self.record.header(self.side.takes(), slot, detail, len);
+        let header = header.ok_or(LinkError::Range { slot: slot.into(), block: 0, len })?;
+        check::checked(self.parts.geometry, self.side, header)
+    }
+
+    /// What has arrived with its header before it.
+    #[inline]
+    fn headed(&self, block: u32, generation: u8) -> Result<Arrival, LinkError> {
+        // Where a header may lie at all; that this one lies in its slot or the arena, its check finds.
+        let offset = block as usize * BLOCK_ALIGN;
+        if offset + HEADER_LEN > self.parts.incoming.len() {
+            return Err(LinkError::Range { slot: 0, block, len: 0 });
+        }
+        let snapshot = self.parts.incoming.snapshot(offset);
+        let arrival = check::arrival(self.parts.geometry, self.side, &snapshot)?;
+        let header = &arrival.header;
+        if header.block != block || header.generation as u8 != generation {
+            let immediate = Immediate::Headed { block, generation }.encode();
+            return Err(LinkError::Immediate { immediate, block: header.block });
+        }
+        Ok(arrival)
     }
 
     /// Posts receives again, all that one batch has used up.
@@ -309,15 +336,26 @@ impl Link for RdmaLink {
             return Err(LinkError::Closed);
         }
         let signals = self.posted >= self.silent && self.make_room()?;
-        let start = block.offset as usize;
-        let end = start + HEADER_LEN + header.payload_len as usize;
-        self.parts.outgoing.bytes_mut()[start..start + HEADER_LEN]
-            .copy_from_slice(&header.encode());
-        let immediate = Immediate { block: header.block, generation: header.generation as u8 };
+        let mut start = block.offset as usize;
+        let payload = start + HEADER_LEN;
+        let end = payload + header.payload_len as usize;
+        let immediate = match self.record.immediate(header) {
+            Some(brief) => {
+                start = payload;
+                brief
+            }
+            None => {
+                self.parts.outgoing.bytes_mut()[start..payload].copy_from_slice(&header.encode());
+                Immediate::Headed { block: header.block, generation: header.generation as u8 }
+            }
+        };
+        if header.kind == Kind::Request {
+            self.record.note(header);
+        }
         self.posted += 1;
         let write = Write {
             bytes: start..end,
-            offset: block.offset,
+            offset: start as u64,
             immediate: Some(immediate.encode()),
             signal: signals.then_some(self.posted),
         };

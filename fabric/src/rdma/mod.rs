@@ -9,6 +9,7 @@
 //! Names of verbs stay in this folder. Set-up may allocate, log and wait; the link's own loop does none of it.
 
 mod adapter;
+mod brief;
 mod completions;
 mod device;
 mod error;

@@ -20,7 +20,7 @@ fn hostile(geometry: Geometry) -> HostilePair {
     let send = move |bytes: &[u8]| {
         // Less than a header is written and not announced: a write has no half.
         let whole = bytes.len() == HEADER_LEN;
-        let immediate = Immediate { block: 0, generation: bytes[0] };
+        let immediate = Immediate::Headed { block: 0, generation: bytes[0] };
         peer.write(bytes, whole.then(|| immediate.encode()));
     };
     (Box::new(worker), Box::new(send))

@@ -69,7 +69,7 @@ fn hostile(geometry: Geometry) -> HostilePair {
     let send = move |bytes: &[u8]| {
         // Less than a header is written and not announced: a write has no half.
         let whole = bytes.len() == HEADER_LEN;
-        let immediate = Immediate { block: 0, generation: bytes[0] };
+        let immediate = Immediate::Headed { block: 0, generation: bytes[0] };
         peer.message(bytes, whole.then(|| immediate.encode()));
     };
     (Box::new(worker), Box::new(send))
@@ -133,9 +133,87 @@ fn an_immediate_that_lies_ends_the_link() {
         assert!(told, "{wanted}: {error}");
     }
     let (mut peer, mut worker) = Hostile::against(SMALL);
-    peer.message(&request().encode(), Some(u32::MAX));
+    let last = Immediate::Headed { block: 0xfe_ffff, generation: 0xff };
+    peer.message(&request().encode(), Some(last.encode()));
     let error = until_error(&mut worker);
-    assert!(matches!(error, LinkError::Range { block: 0xff_ffff, .. }), "{error}");
+    assert!(matches!(error, LinkError::Range { block: 0xfe_ffff, .. }), "{error}");
+}
+
+#[test]
+#[ignore = "needs an RDMA device"]
+fn a_brief_message_that_lies_ends_the_link() {
+    let inside = SMALL.slot_capacity() as usize;
+    for (slot, len, ends) in
+        [(4, 8, true), (255, 8, true), (3, inside, false), (0, inside + 1, true)]
+    {
+        let (mut peer, mut worker) = Hostile::against(SMALL);
+        peer.message(&vec![7; len], Some(Immediate::Brief { slot, detail: 0 }.encode()));
+        if ends {
+            let error = until_error(&mut worker);
+            assert!(matches!(error, LinkError::Range { .. }), "slot {slot}, {len} bytes: {error}");
+        } else {
+            assert_eq!(arrived(&mut worker).0.payload_len as usize, len);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an RDMA device"]
+fn an_answer_to_nothing_ends_the_link() {
+    let (mut client, worker) = ends(SMALL);
+    let mut peer = Hostile { link: worker };
+    peer.message(&[7; 8], Some(Immediate::Brief { slot: 1, detail: 0 }.encode()));
+    let error = until_error(&mut client);
+    assert!(matches!(error, LinkError::Range { slot: 1, .. }), "{error}");
+}
+
+/// The next message, whole.
+fn arrived(link: &mut RdmaLink) -> (Header, Vec<u8>) {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(arrival) = link.poll().unwrap() {
+            return (arrival.header, link.incoming(arrival.payload()).to_vec());
+        }
+        assert!(Instant::now() < until, "nothing arrives");
+    }
+}
+
+#[test]
+#[ignore = "needs an RDMA device"]
+fn a_call_like_the_one_before_is_its_payload_alone() {
+    let (mut client, mut worker) = ends(SMALL);
+    let own = SMALL.slot(1);
+    let capacity = SMALL.slot_capacity();
+    for number in 1..=3u8 {
+        let asked = Header {
+            generation: number.into(),
+            slot: 1,
+            invocation: number.into(),
+            payload_len: 5,
+            block: own.index(),
+            reply_block: own.index(),
+            reply_capacity: capacity,
+            ..request()
+        };
+        client.outgoing(own)[..5].fill(number);
+        client.post(own, &asked).unwrap();
+        assert_eq!(arrived(&mut worker), (asked, vec![number; 5]));
+        let (kind, len) = (Kind::Response, capacity);
+        let answer = Header {
+            kind,
+            payload_len: len,
+            reply_block: 0,
+            reply_capacity: len,
+            time_ns: 1500,
+            ..asked
+        };
+        worker.outgoing(own)[..len as usize].fill(number + 100);
+        worker.post(own, &answer).unwrap();
+        assert_eq!(arrived(&mut client), (answer, vec![number + 100; len as usize]));
+    }
+    let header_at = |link: &RdmaLink| link.parts.incoming.snapshot(own.offset as usize);
+    assert_eq!(Header::decode(&header_at(&worker)).unwrap().generation, 1, "the first alone");
+    assert_eq!(header_at(&client), [0; HEADER_LEN], "none");
 }
 
 #[test]

@@ -227,7 +227,7 @@ fn a_send_is_no_message() {
         // A whole header lies where the immediate says, written as a message's would be, but it is not one.
         rogue.memory.bytes_mut()[..HEADER_LEN].copy_from_slice(&request().encode());
         rogue.ask(&of_incoming(&worker, ffi::WR_RDMA_WRITE, HEADER_LEN as u32)).unwrap();
-        let immediate = Immediate { block: 0, generation: 1 }.encode();
+        let immediate = Immediate::Headed { block: 0, generation: 1 }.encode();
         rogue.ask(&Ask { immediate, ..of_incoming(&worker, opcode, 0) }).unwrap();
         let error = until_error(&mut worker);
         assert!(matches!(error, LinkError::NoImmediate), "{opcode}: {error}");
@@ -241,7 +241,7 @@ fn a_flood_waits_where_it_comes_from() {
     let (mut rogue, mut worker) = Rogue::against();
     let (mut other, mut served) = ends(SMALL);
     rogue.memory.bytes_mut()[..HEADER_LEN].copy_from_slice(&request().encode());
-    let immediate = Immediate { block: 0, generation: 1 }.encode();
+    let immediate = Immediate::Headed { block: 0, generation: 1 }.encode();
     let opcode = ffi::WR_RDMA_WRITE_WITH_IMM;
     let message = Ask { immediate, ..of_incoming(&worker, opcode, HEADER_LEN as u32) };
     let mut posted = 0;

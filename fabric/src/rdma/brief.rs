@@ -1,0 +1,265 @@
+//! Messages without a header. A call is mostly like the one before it: in its own slot, under the same epoch, with the next number. What
+//! its header would say then, both ends know, but for its slot and its function, or the time that it took; so these travel in the
+//! immediate, and the payload alone is written. A payload that fills its packets takes no packet more than verbs alone, and a short one
+//! 64 bytes less.
+//!
+//! Both ends keep the same record of the requests that went from one to the other, in order. From it they make the header that an immediate
+//! stands for: the sender to see whether it is the very one that it means, the receiver to have it. The peer is not trusted: what is made
+//! here is checked as a header that was sent.
+#![forbid(unsafe_code)]
+
+use gleaner_proto::header::{Header, Immediate, Kind, Status, brief_time, from_brief_time};
+
+use crate::link::Geometry;
+
+/// What both ends know of the requests so far.
+#[derive(Debug)]
+pub(super) struct Record {
+    geometry: Geometry,
+    epoch: u64,
+    /// The number of the last request, and how much larger it was than the one before.
+    invocation: u64,
+    stride: u64,
+    /// The last request of each slot.
+    slots: Box<[Call]>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Call {
+    generation: u32,
+    function: u32,
+    invocation: u64,
+}
+
+impl Record {
+    pub(super) fn new(geometry: Geometry) -> Self {
+        let slots = vec![Call::default(); usize::from(geometry.window)].into();
+        Self { geometry, epoch: 0, invocation: 0, stride: 1, slots }
+    }
+
+    /// Takes note of a request that is posted, or has arrived. Its slot has been checked.
+    #[inline]
+    pub(super) fn note(&mut self, header: &Header) {
+        let &Header { generation, function, invocation, epoch, .. } = header;
+        self.stride = invocation.wrapping_sub(self.invocation);
+        (self.invocation, self.epoch) = (invocation, epoch);
+        self.slots[usize::from(header.slot)] = Call { generation, function, invocation };
+    }
+
+    /// What stands for this header, if the peer can make it from that.
+    #[inline]
+    pub(super) fn immediate(&self, header: &Header) -> Option<Immediate> {
+        let (detail, rounded) = match header.kind {
+            Kind::Request => (u16::try_from(header.function).ok()?, *header),
+            Kind::Response => {
+                let time = brief_time(header.time_ns)?;
+                (time, Header { time_ns: from_brief_time(time), ..*header })
+            }
+        };
+        let slot = u8::try_from(header.slot).ok()?;
+        let made = self.header(header.kind, slot, detail, header.payload_len)?;
+        (made == rounded).then_some(Immediate::Brief { slot, detail })
+    }
+
+    /// The header of a brief message of so many bytes; `None` if there is no such slot, or nothing to answer in it.
+    #[inline]
+    pub(super) fn header(&self, kind: Kind, slot: u8, detail: u16, len: u32) -> Option<Header> {
+        let call = self.slots.get(usize::from(slot))?;
+        if kind == Kind::Response && call.generation == 0 {
+            return None;
+        }
+        let block = self.geometry.slot(slot.into()).index();
+        let common = Header {
+            generation: call.generation,
+            slot: slot.into(),
+            kind,
+            status: Status::Ok,
+            epoch: self.epoch,
+            invocation: call.invocation,
+            function: call.function,
+            code: 0,
+            payload_len: len,
+            block,
+            reply_block: 0,
+            reply_capacity: len,
+            time_ns: 0,
+        };
+        Some(match kind {
+            Kind::Request => Header {
+                generation: call.generation.checked_add(1).unwrap_or(1),
+                invocation: self.invocation.wrapping_add(self.stride),
+                function: detail.into(),
+                reply_block: block,
+                reply_capacity: self.geometry.slot_capacity(),
+                ..common
+            },
+            Kind::Response => Header { time_ns: from_brief_time(detail), ..common },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::check::{Side, checked};
+
+    const GEOMETRY: Geometry = Geometry { window: 3, slot_bytes: 4096, arena_bytes: 1 << 20 };
+
+    fn request(number: u64, slot: u16, generation: u32) -> Header {
+        let block = GEOMETRY.slot(slot).index();
+        Header {
+            generation,
+            slot,
+            kind: Kind::Request,
+            status: Status::Ok,
+            epoch: 9,
+            invocation: number,
+            function: 2,
+            code: 0,
+            payload_len: 100,
+            block,
+            reply_block: block,
+            reply_capacity: GEOMETRY.slot_capacity(),
+            time_ns: 0,
+        }
+    }
+
+    fn response(request: &Header, len: u32, time_ns: u64) -> Header {
+        let kind = Kind::Response;
+        Header { kind, payload_len: len, reply_capacity: len, time_ns, reply_block: 0, ..*request }
+    }
+
+    /// Both ends' records; the header as the other end has it, and whether it was sent.
+    struct Both(Record, Record);
+
+    impl Both {
+        fn new() -> Self {
+            Self(Record::new(GEOMETRY), Record::new(GEOMETRY))
+        }
+
+        fn ask(&mut self, header: &Header) -> bool {
+            let brief = self.0.immediate(header);
+            let arrived = read(&self.1, header, brief);
+            assert_eq!(arrived, *header);
+            self.0.note(header);
+            self.1.note(&arrived);
+            brief.is_some()
+        }
+
+        fn answer(&mut self, header: &Header) -> (bool, Header) {
+            let brief = self.1.immediate(header);
+            (brief.is_some(), read(&self.0, header, brief))
+        }
+    }
+
+    fn read(record: &Record, header: &Header, brief: Option<Immediate>) -> Header {
+        match brief {
+            Some(Immediate::Brief { slot, detail }) => {
+                record.header(header.kind, slot, detail, header.payload_len).unwrap()
+            }
+            _ => *header,
+        }
+    }
+
+    #[test]
+    fn a_call_like_the_one_before_needs_no_header() {
+        let mut both = Both::new();
+        let calls = [(1, 0, 1), (2, 1, 1), (3, 0, 2), (4, 0, 3)].map(|(n, s, g)| request(n, s, g));
+        let sent = calls.map(|call| both.ask(&call));
+        assert_eq!(sent, [false, true, true, true], "the epoch is told once");
+        let (brief, arrived) = both.answer(&response(&calls[3], 4000, 1234));
+        assert!(brief);
+        assert_eq!(arrived, response(&calls[3], 4000, 1234));
+        let (brief, arrived) = both.answer(&response(&calls[3], 4000, 1_234_567));
+        assert!(brief && (1_233_900..=1_234_567).contains(&arrived.time_ns));
+    }
+
+    #[test]
+    fn numbers_may_go_up_by_more_than_one() {
+        let mut both = Both::new();
+        let sent = [1, 4, 7, 10, 11].map(|number| both.ask(&request(number, 0, number as u32)));
+        assert_eq!(sent, [false; 5], "the generation is not the next one");
+        let sent =
+            [14, 17, 20, 21].map(|number| both.ask(&request(number, 1, (number as u32 - 11) / 3)));
+        assert_eq!(sent, [false, true, true, false]);
+    }
+
+    #[test]
+    fn what_is_unusual_has_its_header() {
+        let mut both = Both::new();
+        both.ask(&request(1, 0, 1));
+        let usual = request(2, 0, 2);
+        for unusual in [
+            Header { generation: 1, ..usual },
+            Header { epoch: 10, ..usual },
+            Header { invocation: 3, ..usual },
+            Header { function: 1 << 16, ..usual },
+            Header { code: 1, ..usual },
+            Header { block: 64, ..usual },
+            Header { reply_block: 64, ..usual },
+            Header { reply_capacity: 1, ..usual },
+            Header { time_ns: 1, ..usual },
+        ] {
+            assert_eq!(both.0.immediate(&unusual), None, "{unusual:?}");
+        }
+        assert!(both.ask(&usual));
+        let reply = response(&usual, 7, 0);
+        for unusual in [
+            Header { status: Status::FunctionError, ..reply },
+            Header { code: 1, ..reply },
+            Header { block: 64, ..reply },
+            Header { reply_block: 1, ..reply },
+            Header { reply_capacity: 8, ..reply },
+            Header { time_ns: u64::MAX, ..reply },
+            Header { invocation: 1, ..reply },
+        ] {
+            assert_eq!(both.1.immediate(&unusual), None, "{unusual:?}");
+        }
+        assert!(both.answer(&reply).0);
+    }
+
+    proptest! {
+        /// Whatever is asked and answered in whatever order, the other end has the very header, but for what a time is rounded by.
+        #[test]
+        fn both_ends_have_the_same_header(
+            steps in prop::collection::vec((0u16..3, 0u64..3, 0u32..3, 0u32..5000, any::<bool>(), any::<u32>()), 1..50)
+        ) {
+            let mut both = Both::new();
+            let (mut number, mut generations) = (0, [0; 3]);
+            for (slot, stride, function, len, own, time) in steps {
+                number += stride;
+                let generation = &mut generations[usize::from(slot)];
+                *generation += 1;
+                let mut call = request(number, slot, *generation);
+                call.payload_len = len;
+                call.function = function;
+                if !own {
+                    call.block += 1;
+                }
+                both.ask(&call);
+                let reply = response(&call, len, time.into());
+                let (_, arrived) = both.answer(&reply);
+                prop_assert!(arrived.time_ns <= reply.time_ns);
+                prop_assert_eq!(Header { time_ns: reply.time_ns, ..arrived }, reply);
+            }
+        }
+
+        /// A hostile peer's immediates are refused, or lie where its slots do.
+        #[test]
+        fn any_brief_message_is_refused_or_lies_in_its_slot(slot: u8, detail: u16, len: u32, side: bool) {
+            let mut record = Record::new(GEOMETRY);
+            record.note(&request(1, 0, 1));
+            let side = if side { Side::Client } else { Side::Worker };
+            let Some(header) = record.header(side.takes(), slot, detail, len) else {
+                prop_assert!(u16::from(slot) >= GEOMETRY.window || (side == Side::Client && slot != 0));
+                return Ok(());
+            };
+            if let Ok(arrival) = checked(GEOMETRY, side, header) {
+                prop_assert_eq!(arrival.block.offset, GEOMETRY.slot(slot.into()).offset);
+                prop_assert!(arrival.block.capacity <= GEOMETRY.slot_capacity());
+            }
+        }
+    }
+}
