@@ -3,23 +3,23 @@
 //! immediate, and the payload alone is written. A payload that fills its packets takes no packet more than verbs alone, and a short one
 //! 64 bytes less.
 //!
-//! Both ends keep the same record of the requests that went from one to the other, in order. From it they make the header that an immediate
-//! stands for: the sender to see whether it is the very one that it means, the receiver to have it. The peer is not trusted: what is made
-//! here is checked as a header that was sent.
+//! Both ends keep the same record of the requests that went from one to the other, in order. From it the receiver makes the header that an
+//! immediate stands for, and the sender sees whether it would be the one that it means. The peer is not trusted: what is made here is checked
+//! as a header that was sent.
 #![forbid(unsafe_code)]
 
 use gleaner_proto::header::{Header, Immediate, Kind, Status, brief_time, from_brief_time};
 
-use crate::link::Geometry;
+use crate::link::{Geometry, WINDOW_MAX};
 
 /// What both ends know of the requests so far.
 #[derive(Debug)]
 pub(super) struct Record {
     geometry: Geometry,
     epoch: u64,
-    /// The number of the last request, and how much larger it was than the one before.
-    invocation: u64,
-    stride: u64,
+    /// The number of the last request, and that which the next one has if it is as much larger.
+    last: u64,
+    next: u64,
     /// The last request of each slot.
     slots: Box<[Call]>,
 }
@@ -31,72 +31,88 @@ struct Call {
     invocation: u64,
 }
 
+impl Call {
+    #[inline(always)]
+    fn next_generation(&self) -> u32 {
+        self.generation.checked_add(1).unwrap_or(1)
+    }
+}
+
 impl Record {
     pub(super) fn new(geometry: Geometry) -> Self {
         let slots = vec![Call::default(); usize::from(geometry.window)].into();
-        Self { geometry, epoch: 0, invocation: 0, stride: 1, slots }
+        Self { geometry, epoch: 0, last: 0, next: 1, slots }
     }
 
     /// Takes note of a request that is posted, or has arrived. Its slot has been checked.
-    #[inline]
+    #[inline(always)]
     pub(super) fn note(&mut self, header: &Header) {
         let &Header { generation, function, invocation, epoch, .. } = header;
-        self.stride = invocation.wrapping_sub(self.invocation);
-        (self.invocation, self.epoch) = (invocation, epoch);
+        self.next = invocation.wrapping_add(invocation.wrapping_sub(self.last));
+        (self.last, self.epoch) = (invocation, epoch);
         self.slots[usize::from(header.slot)] = Call { generation, function, invocation };
     }
 
-    /// What stands for this header, if the peer can make it from that.
-    #[inline]
+    /// What stands for this header, if it is the one that [`header`](Self::header) makes of it; a time may be rounded. One test of all
+    /// differences: they are seldom there, and a branch for each would cost more than all of them.
+    #[inline(always)]
     pub(super) fn immediate(&self, header: &Header) -> Option<Immediate> {
-        let (detail, rounded) = match header.kind {
-            Kind::Request => (u16::try_from(header.function).ok()?, *header),
-            Kind::Response => {
-                let time = brief_time(header.time_ns)?;
-                (time, Header { time_ns: from_brief_time(time), ..*header })
-            }
+        let call = &self.slots[usize::from(header.slot)];
+        let own = self.geometry.slot(header.slot).index();
+        let (detail, short, long) = match header.kind {
+            Kind::Request => (
+                header.function as u16,
+                (header.generation ^ call.next_generation())
+                    | (header.function >> u16::BITS)
+                    | (header.reply_block ^ own)
+                    | (header.reply_capacity ^ self.geometry.slot_capacity()),
+                (header.invocation ^ self.next) | header.time_ns,
+            ),
+            Kind::Response => (
+                brief_time(header.time_ns)?,
+                (header.generation ^ call.generation)
+                    | (header.function ^ call.function)
+                    | header.reply_block
+                    | (header.reply_capacity ^ header.payload_len),
+                header.invocation ^ call.invocation,
+            ),
         };
-        let slot = u8::try_from(header.slot).ok()?;
-        let made = self.header(header.kind, slot, detail, header.payload_len)?;
-        (made == rounded).then_some(Immediate::Brief { slot, detail })
+        let short = short | (header.block ^ own) | header.code | header.status as u32;
+        let differs = u64::from(short) | long | (header.epoch ^ self.epoch);
+        let slot = header.slot as u8;
+        (differs == 0).then_some(Immediate::Brief { slot, detail })
     }
 
     /// The header of a brief message of so many bytes; `None` if there is no such slot, or nothing to answer in it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn header(&self, kind: Kind, slot: u8, detail: u16, len: u32) -> Option<Header> {
         let call = self.slots.get(usize::from(slot))?;
-        if kind == Kind::Response && call.generation == 0 {
+        let slot = u16::from(slot);
+        let block = self.geometry.slot(slot).index();
+        let is_request = kind == Kind::Request;
+        if !is_request && call.generation == 0 {
             return None;
         }
-        let block = self.geometry.slot(slot.into()).index();
-        let common = Header {
-            generation: call.generation,
-            slot: slot.into(),
+        let capacity = self.geometry.slot_capacity();
+        Some(Header {
+            generation: if is_request { call.next_generation() } else { call.generation },
+            slot,
             kind,
             status: Status::Ok,
             epoch: self.epoch,
-            invocation: call.invocation,
-            function: call.function,
+            invocation: if is_request { self.next } else { call.invocation },
+            function: if is_request { detail.into() } else { call.function },
             code: 0,
             payload_len: len,
             block,
-            reply_block: 0,
-            reply_capacity: len,
-            time_ns: 0,
-        };
-        Some(match kind {
-            Kind::Request => Header {
-                generation: call.generation.checked_add(1).unwrap_or(1),
-                invocation: self.invocation.wrapping_add(self.stride),
-                function: detail.into(),
-                reply_block: block,
-                reply_capacity: self.geometry.slot_capacity(),
-                ..common
-            },
-            Kind::Response => Header { time_ns: from_brief_time(detail), ..common },
+            reply_block: if is_request { block } else { 0 },
+            reply_capacity: if is_request { capacity } else { len },
+            time_ns: if is_request { 0 } else { from_brief_time(detail) },
         })
     }
 }
+
+const _: () = assert!(WINDOW_MAX as usize <= 1 << u8::BITS, "a slot's number fits the immediate");
 
 #[cfg(test)]
 mod tests {

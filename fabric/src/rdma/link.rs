@@ -235,7 +235,7 @@ impl RdmaLink {
     }
 
     /// What has arrived without a header.
-    #[inline]
+    #[inline(always)]
     fn brief(&self, slot: u8, detail: u16, len: u32) -> Result<Arrival, LinkError> {
         let header = self.record.header(self.side.takes(), slot, detail, len);
         let header = header.ok_or(LinkError::Range { slot: slot.into(), block: 0, len })?;
