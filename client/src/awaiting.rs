@@ -102,7 +102,9 @@ impl<R, F: FnMut(&[u8]) -> R> Future for CallFuture<'_, F> {
             if waits {
                 this.pool.ring();
             }
-            return Poll::Ready(result.and_then(|()| reply.ok_or_else(lost_reply)));
+            return Poll::Ready(
+                result.map_err(|error| *error).and_then(|()| reply.ok_or_else(lost_reply)),
+            );
         }
         this.stage = Stage::UnderWay(key);
         let before = calls.set_listener(key, Listener::Task(context.waker().clone()));

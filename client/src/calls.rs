@@ -113,8 +113,12 @@ pub(crate) enum State {
     Sent(Place),
     /// Answered well; the reply still lies in its slot.
     Replied(Place),
-    Done(Result<Vec<u8>, CallError>),
+    /// Boxed, since it is seldom: a state is then short, and what it drops is seen by its tag.
+    Done(Box<Outcome>),
 }
+
+/// How a call ended that no slot holds the reply of.
+pub(crate) type Outcome = Result<Vec<u8>, CallError>;
 
 /// A slot of a lane of a session: one word, since it is kept and passed on with each call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -242,8 +246,8 @@ impl Calls {
         }
         self.calls[key.index as usize].dropped = true;
         self.cancel(key, grace);
-        if self.is_done(key) && self.take(key, &mut |_| ()).is_some() {
-            self.free.push(key.index);
+        if self.is_done(key) {
+            self.take(key, &mut |_| ());
         }
     }
 
@@ -330,7 +334,7 @@ impl Calls {
     }
 
     /// Ends a call, or frees it if nobody waits.
-    pub(crate) fn end(&mut self, index: u32, outcome: Result<Vec<u8>, CallError>) {
+    pub(crate) fn end(&mut self, index: u32, outcome: Outcome) {
         match &outcome {
             Ok(_) => self.stats.ok += 1,
             Err(CallError::Failed(_)) => self.stats.failed += 1,
@@ -345,7 +349,7 @@ impl Calls {
             call.state = State::Free;
             self.free.push(index);
         } else {
-            call.state = State::Done(outcome);
+            call.state = State::Done(Box::new(outcome));
             self.tell(index);
         }
     }

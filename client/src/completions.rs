@@ -219,7 +219,10 @@ impl<'p, T> Completions<'p, T> {
                 && let Some((_, tag)) = place.take()
             {
                 self.len -= 1;
-                return Some((tag, result.and_then(|()| reply.ok_or_else(lost_reply))));
+                return Some((
+                    tag,
+                    result.map_err(|error| *error).and_then(|()| reply.ok_or_else(lost_reply)),
+                ));
             }
         }
         None

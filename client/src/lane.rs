@@ -1,12 +1,12 @@
 //! One lane: a link to one worker thread, its slots, and room for large payloads. Knows nothing of leases or retries.
 //!
-//! A slot is taken by [`Lane::prepare`], filled through [`Lane::input`], sent by [`Lane::post`], answered by [`Lane::poll`] and
-//! free again after [`Lane::free`]. The worker is not trusted: an answer that fits no outstanding call closes the lane.
+//! A slot is taken by [`Lane::prepare`], filled and sent by [`Lane::send`], answered by [`Lane::poll`], read by [`Lane::read`] and free again
+//! after that or [`Lane::free`]. The worker is not trusted: an answer that fits no outstanding call closes the lane.
 
 use gleaner_fabric::{AnyLink, Arena, Block, Geometry, Link, LinkError, Payload};
 use gleaner_proto::header::{Header, Kind, Status};
 
-use crate::calls::Read;
+use crate::calls::{Fill, Read};
 
 /// A lane.
 pub(crate) struct Lane {
@@ -128,16 +128,19 @@ impl Lane {
         Some(number)
     }
 
-    /// The input of a slot's call: to be written, and as it was sent.
-    #[inline(always)]
-    pub(crate) fn input(&mut self, slot: u16) -> &mut [u8] {
-        let Slot { request, len, .. } = self.slots[usize::from(slot)];
-        &mut self.link.outgoing(request)[..len as usize]
+    /// The input of a slot's call, as it was sent.
+    pub(crate) fn input(&mut self, slot: u16) -> &[u8] {
+        input(&mut self.link, &self.slots[usize::from(slot)])
     }
 
-    /// Sends a prepared call.
+    /// Sends a prepared call, with the input that `fill` writes.
     #[inline(always)]
-    pub(crate) fn post(&mut self, number: u16, call: &Invocation) -> Result<(), LaneError> {
+    pub(crate) fn send(
+        &mut self,
+        number: u16,
+        call: &Invocation,
+        fill: Fill<'_>,
+    ) -> Result<(), LaneError> {
         let slot = &mut self.slots[usize::from(number)];
         slot.stage = Stage::Asked;
         slot.generation = slot.generation.checked_add(1).unwrap_or(1);
@@ -145,8 +148,8 @@ impl Lane {
         slot.invocation = call.number;
         // Each kind of link gets a header of its own: one for both would have to lie in memory.
         match &mut self.link {
-            AnyLink::Shm(link) => send(&mut **link, number, slot, self.epoch, call),
-            AnyLink::Other(link) => send_other(&mut **link, number, slot, self.epoch, call),
+            AnyLink::Shm(link) => send(&mut **link, number, slot, self.epoch, call, fill),
+            AnyLink::Other(link) => send_other(&mut **link, number, slot, self.epoch, call, fill),
         }
     }
 
@@ -229,6 +232,12 @@ impl Lane {
     }
 }
 
+/// Where a slot's input lies.
+#[inline(always)]
+fn input<'a, L: Link + ?Sized>(link: &'a mut L, slot: &Slot) -> &'a mut [u8] {
+    &mut link.outgoing(slot.request)[..slot.len as usize]
+}
+
 #[inline(always)]
 fn send<L: Link + ?Sized>(
     link: &mut L,
@@ -236,7 +245,9 @@ fn send<L: Link + ?Sized>(
     slot: &Slot,
     epoch: u64,
     call: &Invocation,
+    fill: Fill<'_>,
 ) -> Result<(), LaneError> {
+    fill(input(link, slot));
     let header = Header {
         generation: slot.generation,
         slot: number,
@@ -262,8 +273,9 @@ fn send_other(
     slot: &Slot,
     epoch: u64,
     call: &Invocation,
+    fill: Fill<'_>,
 ) -> Result<(), LaneError> {
-    send(link, number, slot, epoch, call)
+    send(link, number, slot, epoch, call, fill)
 }
 
 /// The next answer, if it fits a call that waits for one.
@@ -345,8 +357,7 @@ mod tests {
         let mut worker = ShmLink::new(open(), theirs.into(), Side::Worker);
         let mut lane = Lane::new(ShmLink::new(open(), ours.into(), Side::Client).into(), 1);
         let slot = lane.prepare(5, 64).unwrap();
-        lane.input(slot).copy_from_slice(b"input");
-        lane.post(slot, &CALL).unwrap();
+        lane.send(slot, &CALL, &mut |buffer| buffer.copy_from_slice(b"input")).unwrap();
         let request = worker.poll().unwrap().unwrap();
         let reply = request.reply.unwrap();
         worker.outgoing(reply)[..5].copy_from_slice(b"reply");

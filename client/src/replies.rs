@@ -19,29 +19,8 @@ impl Calls {
         mut read: impl FnMut(&[u8]) -> R,
     ) -> Result<R, CallError> {
         let mut result = None;
-        self.collect(key, &mut |bytes| result = Some(read(bytes)))?;
+        self.collect(key, &mut |bytes| result = Some(read(bytes))).map_err(|error| *error)?;
         result.ok_or_else(lost_reply)
-    }
-
-    /// Waits until a call has ended; its reply may then be read, and it must be taken.
-    #[inline(always)]
-    fn wait(&mut self, key: CallKey) {
-        while !self.is_done(key) {
-            let place = match self.calls[key.index as usize].state {
-                State::Sent(place) => Some(place),
-                _ => None,
-            };
-            let answered = match place {
-                Some(place) if self.is_emptied(place) => false,
-                Some(place) => self.watch(place),
-                None => self.pump(),
-            };
-            if !answered {
-                let due = self.calls[key.index as usize].due;
-                self.make_room();
-                self.idle(place, due);
-            }
-        }
     }
 
     /// Whether a call has ended.
@@ -52,11 +31,20 @@ impl Calls {
 
     /// Waits for a call's end, hands its reply to `read`, and forgets the call. A reply that is taken back while it is read
     /// was never there: the call goes on, and its next reply is read again. Compiled as one, as [`submit`](Self::submit) is.
-    pub(crate) fn collect(&mut self, key: CallKey, read: Read<'_>) -> Result<(), CallError> {
+    pub(crate) fn collect(&mut self, key: CallKey, read: Read<'_>) -> Result<(), Box<CallError>> {
         loop {
-            self.wait(key);
-            if let Some(result) = self.try_collect(key, read) {
-                return result;
+            let (place, answered) = match self.calls[key.index as usize].state {
+                State::Replied(_) | State::Done(_) => match self.take(key, read) {
+                    Some(result) => return result,
+                    None => continue,
+                },
+                State::Sent(place) => (Some(place), !self.is_emptied(place) && self.watch(place)),
+                _ => (None, self.pump()),
+            };
+            if !answered {
+                let due = self.calls[key.index as usize].due;
+                self.make_room();
+                self.idle(place, due);
             }
         }
     }
@@ -67,13 +55,8 @@ impl Calls {
         &mut self,
         key: CallKey,
         read: Read<'_>,
-    ) -> Option<Result<(), CallError>> {
-        if !self.is_done(key) {
-            return None;
-        }
-        let result = self.take(key, read)?;
-        self.free.push(key.index);
-        Some(result)
+    ) -> Option<Result<(), Box<CallError>>> {
+        if self.is_done(key) { self.take(key, read) } else { None }
     }
 
     /// What a call went through that was collected just now.
@@ -82,30 +65,39 @@ impl Calls {
         CallStats { number, reruns, executing: Duration::from_nanos(executing_ns) }
     }
 
-    /// `None`: the reply was taken back with its memory while it was read.
+    /// Takes a call that has ended, whose place is free then. `None`: the reply was taken back with its memory while it was read.
     #[inline(always)]
-    pub(crate) fn take(&mut self, key: CallKey, read: Read<'_>) -> Option<Result<(), CallError>> {
+    pub(crate) fn take(
+        &mut self,
+        key: CallKey,
+        read: Read<'_>,
+    ) -> Option<Result<(), Box<CallError>>> {
         let state = &mut self.calls[key.index as usize].state;
-        let State::Replied(place) = *state else {
-            return Some(self.take_copy(key, read));
+        let result = match *state {
+            State::Replied(place) => {
+                *state = State::Free;
+                let open = self.sessions[place.session()].as_mut();
+                match open.map(|open| open.lanes[place.lane()].read(place.slot, read)) {
+                    Some(true) => Ok(()),
+                    Some(false) => {
+                        self.resent(key.index, place);
+                        return None;
+                    }
+                    None => Err(Box::new(lost_reply())),
+                }
+            }
+            _ => self.take_copy(key, read),
         };
-        *state = State::Free;
-        let Some(open) = self.sessions[place.session()].as_mut() else {
-            return Some(Err(lost_reply()));
-        };
-        let intact = open.lanes[place.lane()].read(place.slot, read);
-        if !intact {
-            self.resent(key.index, place);
-        }
-        intact.then_some(Ok(()))
+        self.free.push(key.index);
+        Some(result)
     }
 
     /// A call that ended without a slot.
     #[cold]
-    fn take_copy(&mut self, key: CallKey, read: Read<'_>) -> Result<(), CallError> {
+    fn take_copy(&mut self, key: CallKey, read: Read<'_>) -> Result<(), Box<CallError>> {
         match std::mem::take(&mut self.calls[key.index as usize].state) {
-            State::Done(outcome) => outcome.map(|bytes| read(&bytes)),
-            _ => Err(lost_reply()),
+            State::Done(outcome) => outcome.map(|bytes| read(&bytes)).map_err(Box::new),
+            _ => Err(Box::new(lost_reply())),
         }
     }
 }

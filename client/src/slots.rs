@@ -63,21 +63,6 @@ impl Calls {
     /// Writes a call's input into its slot, and sends it.
     #[inline(always)]
     pub(crate) fn send(&mut self, index: u32, place: Place, fill: Fill<'_>) {
-        fill(self.input(place));
-        self.post(index, place);
-    }
-
-    /// Where a call's input goes that has got a slot.
-    #[inline(always)]
-    fn input(&mut self, place: Place) -> &mut [u8] {
-        match self.sessions[place.session()].as_mut() {
-            Some(open) => open.lanes[place.lane()].input(place.slot),
-            None => &mut [],
-        }
-    }
-
-    #[inline(always)]
-    fn post(&mut self, index: u32, place: Place) {
         let Some(open) = self.sessions[place.session()].as_mut() else {
             return;
         };
@@ -90,7 +75,7 @@ impl Calls {
         };
         call.state = State::Sent(place);
         // A call that could not be written counts as sent: the session's verdicts say that it did not arrive.
-        if let Err(error) = open.lanes[place.lane()].post(place.slot, &invocation) {
+        if let Err(error) = open.lanes[place.lane()].send(place.slot, &invocation, fill) {
             open.close(error.to_string());
         }
     }
@@ -188,7 +173,7 @@ impl Calls {
         if let Some(open) = self.sessions[place.session()].as_mut() {
             let mut kept = Vec::new();
             match open.lanes[place.lane()].read(place.slot, &mut |bytes| kept = bytes.to_vec()) {
-                true => self.calls[index as usize].state = State::Done(Ok(kept)),
+                true => self.calls[index as usize].state = State::Done(Box::new(Ok(kept))),
                 false => self.resent(index, place),
             }
         }

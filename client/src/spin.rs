@@ -10,6 +10,8 @@ use crate::tune::{DOZES_MAX, LOOKS_PER_CLOCK, SERVICE_PERIOD};
 pub(crate) struct Spin {
     calibration: Option<Calibration>,
     hot: Duration,
+    /// It is not zero.
+    spins: bool,
     /// Both in ticks, once the clock is known: [`Self::hot`], and the time between two services.
     bounds: (u64, u64),
     /// Since when nothing has come; `None` while something does.
@@ -36,8 +38,8 @@ impl Spin {
     /// Spins for `hot` after the last answer.
     pub(crate) fn new(hot: Duration) -> Self {
         let calibration = Some(Calibration::begin());
-        let bounds = (0, 0);
-        Self { calibration, hot, bounds, idle_since: None, serviced: 0, looks: 0, dozes: 0 }
+        let (spins, bounds) = (!hot.is_zero(), (0, 0));
+        Self { calibration, hot, spins, bounds, idle_since: None, serviced: 0, looks: 0, dozes: 0 }
     }
 
     /// Spins for another time from now on.
@@ -53,7 +55,7 @@ impl Spin {
 
     /// Whether a caller that finds nothing sleeps without having spun.
     pub(crate) fn is_warm(&self) -> bool {
-        self.hot.is_zero()
+        !self.spins
     }
 
     /// Whether the next sleep is a short one: an answer is likely to come soon.
@@ -68,7 +70,7 @@ impl Spin {
 
     /// How often to look before [`next`](Self::next): once, or as often as the clock is not read anyway.
     pub(crate) fn looks(&self) -> u32 {
-        if self.hot.is_zero() { 1 } else { LOOKS_PER_CLOCK - self.looks }
+        if self.spins { LOOKS_PER_CLOCK - self.looks } else { 1 }
     }
 
     /// So many looks found nothing; `next` follows, and counts as the last of them.
@@ -78,7 +80,7 @@ impl Spin {
 
     /// Nothing was found: what now?
     pub(crate) fn next(&mut self) -> Next {
-        if self.hot.is_zero() {
+        if !self.spins {
             return Next::Sleep;
         }
         let Some(now) = self.clock() else { return Next::Look };

@@ -102,7 +102,7 @@ impl CompletionQueue {
     }
 
     /// Takes completions that are there, at most as many as fit; returns how many. No system call with most devices.
-    #[inline]
+    #[inline(always)]
     pub fn poll(&mut self, into: &mut [Completion]) -> Result<usize, RdmaError> {
         let ops = self.queue.device.ops();
         // SAFETY: the queue is live, and `into` has room for as many completions of C's layout as are said.

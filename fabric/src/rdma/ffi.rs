@@ -5,6 +5,8 @@
 //! beside it use this file.
 #![allow(missing_docs)] // the names are rdma-core's, and so are their man pages
 
+use std::mem::MaybeUninit;
+
 use libc::{c_char, c_int, c_uint, c_void, pthread_cond_t, pthread_mutex_t};
 
 pub(super) const QPT_RC: c_uint = 2;
@@ -245,7 +247,7 @@ pub(super) struct SendRequest {
     pub(super) remote_addr: u64,
     pub(super) rkey: u32,
     /// Atomics, datagrams, windows: what a write does not use.
-    pub(super) unused: [u64; 9],
+    pub(super) unused: MaybeUninit<[u64; 9]>,
 }
 
 #[repr(C)]

@@ -195,7 +195,7 @@ impl RdmaLink {
     }
 
     /// Looks for completions, if those that were polled are used up.
-    #[inline]
+    #[inline(always)]
     fn has_ready(&mut self) -> Result<bool, LinkError> {
         if self.next == self.count {
             self.next = 0;
@@ -237,9 +237,8 @@ impl RdmaLink {
     /// What has arrived without a header.
     #[inline(always)]
     fn brief(&self, slot: u8, detail: u16, len: u32) -> Result<Arrival, LinkError> {
-        let header = self.record.header(self.side.takes(), slot, detail, len);
-        let header = header.ok_or(LinkError::Range { slot: slot.into(), block: 0, len })?;
-        check::checked(self.parts.geometry, self.side, header)
+        let arrival = self.record.arrival(self.side.takes(), slot, detail, len);
+        arrival.ok_or(LinkError::Range { slot: slot.into(), block: 0, len })
     }
 
     /// What has arrived with its header before it.

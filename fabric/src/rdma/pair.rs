@@ -317,7 +317,7 @@ impl QueuePair<ReadyToSend> {
             imm_data: write.immediate.unwrap_or(0).to_be(),
             remote_addr: to.region.wrapping_add(write.offset),
             rkey: to.key,
-            unused: [0; 9],
+            unused: MaybeUninit::uninit(),
         })
     }
 

@@ -3,7 +3,7 @@
 // UNSAFETY: a queue pair made by the raw verbs, to do what the safe types cannot express; used by one test and destroyed with it.
 #![allow(unsafe_code)]
 
-use std::{os::unix::net::UnixStream, ptr, ptr::NonNull};
+use std::{mem::MaybeUninit, os::unix::net::UnixStream, ptr, ptr::NonNull};
 
 use gleaner_proto::header::{HEADER_LEN, Header, Immediate};
 
@@ -80,6 +80,11 @@ impl Rogue {
             length: ask.length,
             lkey: self.memory.local_key(),
         };
+        // Atomics have two operands where others have the key, and theirs behind.
+        let (mut key, mut rest) = (ask.key, [0; 9]);
+        if ask.opcode >= COMPARE_SWAP {
+            (key, rest[0], rest[1]) = (0, 1, ask.key.into());
+        }
         let mut request = ffi::SendRequest {
             wr_id: 0,
             next: ptr::null_mut(),
@@ -89,13 +94,9 @@ impl Rogue {
             send_flags: ffi::SEND_SIGNALED,
             imm_data: ask.immediate.to_be(),
             remote_addr: ask.address,
-            rkey: ask.key,
-            unused: [0; 9],
+            rkey: key,
+            unused: MaybeUninit::new(rest),
         };
-        if ask.opcode >= COMPARE_SWAP {
-            // Atomics have two operands where others have the key, and theirs behind.
-            (request.rkey, request.unused[0], request.unused[1]) = (0, 1, ask.key.into());
-        }
         let mut refused = ptr::null_mut();
         let ops = self.device.0.ops();
         // SAFETY: the pair is live; the request is copied by the call, and its bytes outlive the pair.
