@@ -1,7 +1,8 @@
 //! What does a call over RDMA cost beside the verbs under it?
 //!
 //! Baseline: a ping-pong of writes with an immediate, written on verbs directly, that touches the same payload on the same CPUs.
-//! It is held against ib_write_lat, or where both ends sleep against ib_send_lat. Gleaner's link alone stands beside it.
+//! It is held against ib_write_lat and ib_send_lat, or where both ends sleep against ib_send_lat and ibv_rc_pingpong. Gleaner's link alone
+//! stands beside it.
 //!
 //! Needs an RDMA device: `make bench-rdma` runs it where there is one, or else in a virtual machine with Soft-RoCE, where the
 //! ratios mean something and the times nothing.
@@ -17,14 +18,11 @@ use gleaner_benchmarks::{
     reference,
     stage::{Cpus, pin},
 };
-use gleaner_proto::header::HEADER_LEN;
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 /// Bytes each way.
 const PAYLOADS: [usize; 7] = [1, 64, KIB, 4 * KIB, 64 * KIB, MIB, 4 * MIB];
-/// Up to so many times the packets count as the same.
-const PACKETS_ALIKE: f64 = 1.1;
 const HOT_GOAL: Goal = Goal::Ratio(1.05);
 const WARM_GOAL: Goal = Goal::Ratio(1.15);
 /// This thread and the peer's.
@@ -55,38 +53,31 @@ fn latencies(
     let temperature = if waiting == Waiting::Hot { "hot" } else { "warm" };
     for payload in PAYLOADS {
         let name = format!("{temperature} rdma link, {}", effort::size(payload));
-        let figure = latency(&name, (waiting, payload), (raw, payload), arguments)?;
-        let packets = packets(waiting, raw, payload)?;
-        let Some((ours, verbs)) = packets else {
-            outcome.push(figure.goal(Some(goal)));
-            continue;
-        };
-        let note = format!("{ours:.1} packets a round trip, verbs alone {verbs:.1}");
-        outcome.push(figure.note(note).goal(Some(goal)));
-        if ours > verbs * PACKETS_ALIKE {
-            let name = format!("{name}, beside as many packets");
-            let raw = (raw, payload + HEADER_LEN);
-            outcome.push(latency(&name, (waiting, payload), raw, arguments)?.goal(Some(goal)));
+        let mut figure = latency(&name, waiting, raw, payload, arguments)?;
+        if let Some((ours, verbs)) = packets(waiting, raw, payload)? {
+            let note = format!("{ours:.1} packets a round trip, verbs alone {verbs:.1}");
+            figure = figure.note(note);
         }
+        outcome.push(figure.goal(Some(goal)));
     }
     Ok(())
 }
 
-/// The link with one payload beside verbs alone with another, mostly the same.
 fn latency(
     name: &str,
-    (waiting, payload): (Waiting, usize),
-    (raw, beside): (Raw, usize),
+    waiting: Waiting,
+    raw: Raw,
+    payload: usize,
     arguments: &Arguments,
 ) -> Result<Detailed> {
     let (rounds, trips) = effort::of(payload, arguments);
     let compared = alternate(
         rounds,
         |sample| link::round(waiting, Load::echo(payload, CPUS.worker), trips, sample),
-        |sample| raw.round(Load::echo(beside, CPUS.worker), trips, sample),
+        |sample| raw.round(Load::echo(payload, CPUS.worker), trips, sample),
     )?;
     let figure = Detailed::beside(name, raw.name(), &compared);
-    Ok(figure.checked(reference::of_echo(raw, beside, CPUS, arguments.quick)?))
+    Ok(figure.checked(reference::of_echo(raw, payload, CPUS, arguments.quick)?))
 }
 
 /// What a round trip sends, over the link and over verbs alone; `None` if the device does not count it.

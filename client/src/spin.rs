@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use gleaner_fabric::clock::{self, Calibration};
 
-use crate::tune::{DOZES_MAX, LOOKS_PER_CLOCK, SERVICE_PERIOD};
+use crate::tune::{LOOKS_PER_CLOCK, SERVICE_PERIOD};
 
 /// The state of one pool's waiting.
 pub(crate) struct Spin {
@@ -19,8 +19,8 @@ pub(crate) struct Spin {
     serviced: u64,
     /// Since the clock was last read.
     looks: u32,
-    /// Short sleeps since the last answer that nothing ended.
-    dozes: u32,
+    /// A short sleep since the last answer was in vain.
+    dozed: bool,
 }
 
 /// What a caller does that has found nothing.
@@ -39,7 +39,16 @@ impl Spin {
     pub(crate) fn new(hot: Duration) -> Self {
         let calibration = Some(Calibration::begin());
         let (spins, bounds) = (!hot.is_zero(), (0, 0));
-        Self { calibration, hot, spins, bounds, idle_since: None, serviced: 0, looks: 0, dozes: 0 }
+        Self {
+            calibration,
+            hot,
+            spins,
+            bounds,
+            idle_since: None,
+            serviced: 0,
+            looks: 0,
+            dozed: false,
+        }
     }
 
     /// Spins for another time from now on.
@@ -50,7 +59,7 @@ impl Spin {
     /// An answer has come.
     pub(crate) fn answered(&mut self) {
         self.idle_since = None;
-        self.dozes = 0;
+        self.dozed = false;
     }
 
     /// Whether a caller that finds nothing sleeps without having spun.
@@ -60,12 +69,12 @@ impl Spin {
 
     /// Whether the next sleep is a short one: an answer is likely to come soon.
     pub(crate) fn dozes(&self) -> bool {
-        self.dozes < DOZES_MAX
+        !self.dozed
     }
 
     /// A short sleep was in vain.
     pub(crate) fn dozed(&mut self) {
-        self.dozes += 1;
+        self.dozed = true;
     }
 
     /// How often to look before [`next`](Self::next): once, or as often as the clock is not read anyway.

@@ -8,10 +8,10 @@ pub(crate) const SERVICE_PERIOD: Duration = Duration::from_millis(1);
 pub(crate) const LOOKS_PER_CLOCK: u32 = 32;
 /// Longest sleep of a warm waiter: what no descriptor announces (deadlines aside) is noticed within it.
 pub(crate) const SLEEP_MAX: Duration = Duration::from_millis(100);
-/// Longest sleep on lanes' words, which tell of answers alone: the control streams are looked at between two.
-pub(crate) const DOZE: Duration = SERVICE_PERIOD;
-/// So many of them in vain, and the waiter sleeps in poll(2): a call that takes longer is not slowed down by the difference.
-pub(crate) const DOZES_MAX: u32 = 8;
+/// Longest sleep on lanes' words, which tell of answers and of a lease's end; then the waiter sleeps in poll(2), since a call that takes
+/// longer is not slowed down by the difference. Later than the kernel's next tick: a timer before that has to be set in the processor
+/// for each sleep, and again when it is taken back, which costs a virtual machine 4 us a call.
+pub(crate) const DOZE: Duration = Duration::from_millis(8);
 /// Looks at all lanes within one `Pool::process`; what then still comes is left to the next one, so that others run too.
 pub(crate) const PROGRESS_ROUNDS: u32 = 16;
 /// How long a session whose lane is closed waits for the executor's verdicts before its calls are UNKNOWN.

@@ -1,7 +1,7 @@
 //! How a caller waits, and what it sees to meanwhile: control streams, deadlines, renewals, queued calls, new leases.
 //!
-//! A sleep begins on the lanes' own words, where all have one, in slices of a millisecond: being woken there costs least, and the
-//! control streams are looked at between. One that lasts goes on in poll(2) over lanes and control streams.
+//! A sleep begins on the lanes' own words, where all have one: being woken there costs least, and the end of their lease wakes it too. One
+//! that lasts goes on in poll(2) over lanes and control streams.
 
 use std::time::{Duration, Instant};
 
@@ -128,14 +128,21 @@ impl Calls {
 
     /// Whether answers alone are waited for, are likely to come soon, and come by words.
     fn may_doze(&self, place: Option<Place>) -> bool {
-        let words = || self.lanes_at(place).map(|lane| lane.link_ref().wait_word());
-        self.spin.dozes() && self.is_settled() && {
-            words().all(|word| word.is_some()) && (1..=WORDS_MAX).contains(&words().count())
+        let has_word = |lane: &Lane| lane.link_ref().wait_word().is_some();
+        self.spin.dozes() && self.is_settled() && self.all_intact(place) && {
+            let lanes = self.lanes_at(place).count();
+            (1..=WORDS_MAX).contains(&lanes) && self.lanes_at(place).all(has_word)
         }
     }
 
+    /// No lane's lease has ended: such a lane wakes nobody any more, and its verdicts come over the control stream.
+    fn all_intact(&self, place: Option<Place>) -> bool {
+        self.lanes_at(place).all(|lane| lane.link_ref().intact())
+    }
+
     fn doze(&mut self, place: Option<Place>, due: Option<Instant>) -> bool {
-        if self.arm_by(place, |link| link.arm_word()) {
+        // Looked at again after arming: whoever takes a lane's memory back says so first, and then wakes who has armed.
+        if self.arm_by(place, |link| link.arm_word()) || !self.all_intact(place) {
             return false;
         }
         let mut words = Words::new();

@@ -32,10 +32,12 @@ use nix::{
 };
 
 use super::{
+    bell::{self, Sleep},
     layout::{Direction, Half, Layout, PAGE, WHOLE},
     line::Line,
 };
 use crate::{
+    futex,
     link::{BadGeometry, Block, Geometry, Payload},
     region::Mapping,
     tune::HUGE_PAGE_BYTES,
@@ -168,8 +170,8 @@ impl Segment {
     }
 
     /// Takes the responses' pages back, also from a client that still maps them: it reads zeros from now on, and what it writes
-    /// is its own to pay for. Says so first, in the word that [`is_whole`](Self::is_whole) looks at. The requests stay for as
-    /// long as their client maps them: they are its own memory, and it may want to send them elsewhere.
+    /// is its own to pay for. Says so first, in the word that [`is_whole`](Self::is_whole) looks at, and wakes it at the end. The requests
+    /// stay for as long as their client maps them: they are its own memory, and it may want to send them elsewhere.
     pub fn take_back(file: impl AsFd, geometry: Geometry) -> Result<(), SegmentError> {
         let layout = Layout::new(geometry)?;
         let remedy = "close the descriptor: the pages go when nobody maps them any more";
@@ -179,7 +181,14 @@ impl Segment {
         let start = layout.half(Direction::Responses).region;
         // Whole pages of any size at the end: of one that is cut, the bytes would go and the page stay.
         let bytes = layout.bytes - start + HUGE_PAGE_BYTES;
-        fallocate(&file, how, start as i64, bytes as i64).map_err(failed("give its pages back"))
+        fallocate(&file, how, start as i64, bytes as i64).map_err(failed("give its pages back"))?;
+        let segment = Self::open(file.as_fd(), geometry)?;
+        let sleeping = segment.sleeping(layout.half(Direction::Responses));
+        // Who sleeps in poll(2) hears of it over a socket.
+        if bell::ring(sleeping) == Some(Sleep::Futex) {
+            futex::wake(sleeping);
+        }
+        Ok(())
     }
 
     /// What it was opened with.

@@ -509,3 +509,36 @@ fn pages_come_with_prefault_keep_what_is_there_and_go_when_taken_back() {
     assert_eq!(segment.room(&requests, geometry.slot(1))[0], 7, "the sender's stay");
     assert_eq!(segment.room(&responses, geometry.slot(1))[0], 0);
 }
+
+/// Whoever sleeps on the link's word when its memory goes: woken at once, whether it has lain down, or does so just now.
+#[test]
+fn a_sleeper_is_woken_when_its_memory_is_taken_back() {
+    for round in 0..200 {
+        let file = Segment::create(SMALL).unwrap();
+        let (socket, _theirs) = UnixStream::pair().unwrap();
+        let mut client = ShmLink::new(open(&file, SMALL), socket.into(), Side::Client);
+        let segment = open(&file, SMALL);
+        segment.begin();
+        let half = *segment.layout().half(Direction::Responses);
+        thread::scope(|scope| {
+            let sleeper = scope.spawn(move || {
+                let mut slept = 0;
+                while client.intact() {
+                    assert!(!client.arm_word().unwrap());
+                    let mut words = Words::new();
+                    words.push(client.wait_word().unwrap());
+                    if client.intact() {
+                        slept += 1;
+                        assert!(words.wait(PATIENCE).unwrap(), "it slept on");
+                    }
+                }
+                slept
+            });
+            while round % 2 == 0 && segment.sleeping(&half).load(Ordering::Acquire) == bell::AWAKE {
+                thread::yield_now();
+            }
+            Segment::take_back(&file, SMALL).unwrap();
+            assert!(sleeper.join().unwrap() <= 2);
+        });
+    }
+}
