@@ -23,7 +23,7 @@ pub type Pair = (Box<dyn Link>, Box<dyn Link>);
 pub type HostilePair = (Box<dyn Link>, Box<dyn FnMut(&[u8])>);
 
 /// Longest that any step may take before the test fails.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 const SMALL: Geometry = Geometry { window: 4, slot_bytes: 512, arena_bytes: 64 << 10 };
 
 /// Makes one `#[test]` of each function of the suite, for the pairs that two expressions make from a `Geometry`.
