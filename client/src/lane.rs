@@ -142,14 +142,16 @@ impl Lane {
         fill: Fill<'_>,
     ) -> Result<(), LaneError> {
         let slot = &mut self.slots[usize::from(number)];
+        // First: if it panics, there is no such call.
+        fill(input(&mut self.link, slot));
         slot.stage = Stage::Asked;
         slot.generation = slot.generation.checked_add(1).unwrap_or(1);
         slot.call = Some(call.call);
         slot.invocation = call.number;
         // Each kind of link gets a header of its own: one for both would have to lie in memory.
         match &mut self.link {
-            AnyLink::Shm(link) => send(&mut **link, number, slot, self.epoch, call, fill),
-            AnyLink::Other(link) => send_other(&mut **link, number, slot, self.epoch, call, fill),
+            AnyLink::Shm(link) => send(&mut **link, number, slot, self.epoch, call),
+            AnyLink::Other(link) => send_other(&mut **link, number, slot, self.epoch, call),
         }
     }
 
@@ -234,7 +236,7 @@ impl Lane {
 
 /// Where a slot's input lies.
 #[inline(always)]
-fn input<'a, L: Link + ?Sized>(link: &'a mut L, slot: &Slot) -> &'a mut [u8] {
+fn input<'a>(link: &'a mut AnyLink, slot: &Slot) -> &'a mut [u8] {
     &mut link.outgoing(slot.request)[..slot.len as usize]
 }
 
@@ -245,9 +247,7 @@ fn send<L: Link + ?Sized>(
     slot: &Slot,
     epoch: u64,
     call: &Invocation,
-    fill: Fill<'_>,
 ) -> Result<(), LaneError> {
-    fill(input(link, slot));
     let header = Header {
         generation: slot.generation,
         slot: number,
@@ -273,9 +273,8 @@ fn send_other(
     slot: &Slot,
     epoch: u64,
     call: &Invocation,
-    fill: Fill<'_>,
 ) -> Result<(), LaneError> {
-    send(link, number, slot, epoch, call, fill)
+    send(link, number, slot, epoch, call)
 }
 
 /// The next answer, if it fits a call that waits for one.
@@ -366,6 +365,18 @@ mod tests {
         worker.post(reply, &header).unwrap();
         let answer = lane.poll().unwrap().unwrap();
         (file, lane, worker, answer)
+    }
+
+    #[test]
+    fn an_input_that_panics_makes_no_call() {
+        let file = Segment::create(GEOMETRY).unwrap();
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let segment = Segment::open(file.as_fd(), GEOMETRY).unwrap();
+        let mut lane = Lane::new(ShmLink::new(segment, ours.into(), Side::Client).into(), 1);
+        let slot = lane.prepare(5, 64).unwrap();
+        let send = || lane.send(slot, &CALL, &mut |_| panic!("no input"));
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(send)).unwrap_err();
+        assert_eq!(lane.outstanding().count(), 0, "an eviction would send it elsewhere");
     }
 
     #[test]

@@ -73,9 +73,10 @@ impl Calls {
             function: open.functions[call.function as usize],
             time_ns: call.settings.deadline.map_or(0, |deadline| deadline.as_nanos() as u64),
         };
-        call.state = State::Sent(place);
+        let sent = open.lanes[place.lane()].send(place.slot, &invocation, fill);
         // A call that could not be written counts as sent: the session's verdicts say that it did not arrive.
-        if let Err(error) = open.lanes[place.lane()].send(place.slot, &invocation, fill) {
+        call.state = State::Sent(place);
+        if let Err(error) = sent {
             open.close(error.to_string());
         }
     }

@@ -10,7 +10,7 @@ pub(crate) const LOOKS_PER_CLOCK: u32 = 32;
 pub(crate) const SLEEP_MAX: Duration = Duration::from_millis(100);
 /// Longest sleep on lanes' words, which tell of answers and of a lease's end; then the waiter sleeps in poll(2), since a call that takes
 /// longer is not slowed down by the difference. Later than the kernel's next tick: a timer before that has to be set in the processor
-/// for each sleep, and again when it is taken back, which costs a virtual machine 4 us a call.
+/// for each sleep, and again when it is taken back, which costs microseconds a call on a virtual machine.
 pub(crate) const DOZE: Duration = Duration::from_millis(8);
 /// Looks at all lanes within one `Pool::process`; what then still comes is left to the next one, so that others run too.
 pub(crate) const PROGRESS_ROUNDS: u32 = 16;
