@@ -298,8 +298,8 @@ pub struct Start<'a> {
     pub input: BorrowedFd<'a>,
     /// The cgroup v2 directory that it starts in.
     pub cgroup: Option<BorrowedFd<'a>>,
-    /// The v1 controllers' `cgroup.procs` that it enters.
-    pub procs_v1: [Option<BorrowedFd<'a>>; 2],
+    /// The v1 controllers' `tasks` that it enters: the one thread that it still is.
+    pub tasks_v1: [Option<BorrowedFd<'a>>; 2],
     /// In its own PID namespace, as its init.
     pub pid_namespace: bool,
     /// The user and group that it becomes.
@@ -370,8 +370,10 @@ unsafe fn child(start: &Start<'_>, parent: libc::pid_t) -> ! {
                 libc::_exit(126)
             }
         };
-        for procs in start.procs_v1.into_iter().flatten() {
-            fail(libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) as libc::c_int);
+        // By `tasks`: a thread that moves itself waits for nobody. Through `cgroup.procs` the kernel waits for RCU, some 10 ms, with
+        // every group locked: a vacate that comes just then waits as long before it kills.
+        for tasks in start.tasks_v1.into_iter().flatten() {
+            fail(libc::write(tasks.as_raw_fd(), c"0".as_ptr().cast(), 1) as libc::c_int);
         }
         libc::setsid();
         if start.is_guest {

@@ -76,7 +76,7 @@ impl AgentProcess {
             inherits: [theirs.as_fd(), self.listener.as_fd()],
             input: self.null.as_fd(),
             cgroup: None,
-            procs_v1: [None, None],
+            tasks_v1: [None, None],
             pid_namespace: false,
             user: self.user,
             is_guest: false,

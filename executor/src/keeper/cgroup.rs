@@ -153,10 +153,10 @@ impl Hierarchy {
         }
     }
 
-    /// The `cgroup.procs` of the v1 groups that a worker enters.
-    pub(super) fn procs_v1(&self, group: &Group) -> io::Result<[Option<OwnedFd>; 2]> {
-        let cpu = self.cpu.as_ref().map_or(Ok(None), IdleGroup::procs_v1)?;
-        Ok([group.procs_v1()?, cpu])
+    /// The `tasks` of the v1 groups that a worker enters.
+    pub(super) fn tasks_v1(&self, group: &Group) -> io::Result<[Option<OwnedFd>; 2]> {
+        let cpu = self.cpu.as_ref().map_or(Ok(None), IdleGroup::tasks_v1)?;
+        Ok([group.tasks_v1()?, cpu])
     }
 
     /// The directory whose `cgroup.kill` ends every worker.
@@ -251,12 +251,10 @@ impl Group {
         self.v2.as_ref().map(AsFd::as_fd)
     }
 
-    /// The v1 memory group's `cgroup.procs`, for the worker to enter.
-    fn procs_v1(&self) -> io::Result<Option<OwnedFd>> {
+    /// The v1 memory group's `tasks`, for the worker to enter.
+    fn tasks_v1(&self) -> io::Result<Option<OwnedFd>> {
         match &self.memory {
-            Some((dir, MemoryFiles::V1)) => {
-                open_at(dir, c"cgroup.procs", OFlag::O_WRONLY).map(Some)
-            }
+            Some((dir, MemoryFiles::V1)) => open_at(dir, c"tasks", OFlag::O_WRONLY).map(Some),
             _ => Ok(None),
         }
     }

@@ -73,10 +73,10 @@ impl IdleGroup {
         }
     }
 
-    /// v1's `cgroup.procs`, for a worker to enter.
-    pub(super) fn procs_v1(&self) -> io::Result<Option<OwnedFd>> {
+    /// v1's `tasks`, for a worker to enter.
+    pub(super) fn tasks_v1(&self) -> io::Result<Option<OwnedFd>> {
         match self.files {
-            Files::V1 => open_at(self.dir.as_fd(), c"cgroup.procs", OFlag::O_WRONLY).map(Some),
+            Files::V1 => open_at(self.dir.as_fd(), c"tasks", OFlag::O_WRONLY).map(Some),
             Files::V2 => Ok(None),
         }
     }

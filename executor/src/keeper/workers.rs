@@ -181,14 +181,14 @@ impl Workers {
     fn start_in(&self, group: &Group) -> io::Result<(OwnedFd, OwnedFd, u32, OwnedFd)> {
         let (handover, theirs) = sys::seqpacket_pair()?;
         let (socket, served) = sys::seqpacket_pair()?;
-        let procs_v1 = self.hierarchy.procs_v1(group)?;
+        let tasks_v1 = self.hierarchy.tasks_v1(group)?;
         self.hierarchy.rank(Rank::Idle);
         let (pid, pidfd) = sys::spawn(&Start {
             program: &self.program,
             inherits: [theirs.as_fd(), served.as_fd()],
             input: self.null.as_fd(),
             cgroup: group.v2(),
-            procs_v1: procs_v1.each_ref().map(|procs| procs.as_ref().map(AsFd::as_fd)),
+            tasks_v1: tasks_v1.each_ref().map(|procs| procs.as_ref().map(AsFd::as_fd)),
             pid_namespace: self.bond == Bond::Namespace,
             user: None,
             is_guest: true,
