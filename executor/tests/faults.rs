@@ -3,7 +3,11 @@
 
 mod service;
 
-use std::{io::Write, time::Duration};
+use std::{
+    io::Write,
+    thread,
+    time::{Duration, Instant},
+};
 
 use ed25519_dalek::SigningKey;
 use gleaner::{CallError, Failure};
@@ -130,8 +134,34 @@ fn greetings_that_make_no_sense_cost_one_connection_and_nobody_else() {
     raw.send(to_agent::Message::Proof(v1::Proof::default()));
     assert!(raw.read().is_none());
     for raw in &mut silent {
+        assert!(refusal(&raw.read()).contains("a greeting has to be done within 2s"));
         assert!(raw.read().is_none(), "a silent greeting ends by itself");
     }
+}
+
+/// A stopped keeper stands for a node that is slow to start a worker.
+#[test]
+fn a_slow_node_costs_no_greeting_and_one_that_never_answers_is_told_of() {
+    let mut service = Service::start(&["n1"]);
+    let owner = key(1);
+    let lease = service.lease(&owner, MINUTE);
+    service.executors[0].stop();
+    let attach = || Raw::attach(&lease.address, &lease.token, &owner).1;
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        let waits = scope.spawn(attach);
+        wait_until("a greeting's own time is over", PATIENCE, || {
+            begun.elapsed().as_millis() > 2500
+        });
+        assert!(!waits.is_finished());
+        service.executors[0].cont();
+        attached(&waits.join().unwrap());
+    });
+    let lease = service.lease(&owner, MINUTE);
+    service.executors[0].stop();
+    let (_raw, answer) = Raw::attach(&lease.address, &lease.token, &owner);
+    assert!(refusal(&answer).contains("could not serve the lease within 8s: try again"));
+    service.executors[0].cont();
 }
 
 #[test]

@@ -31,7 +31,7 @@ use tracing::debug;
 
 use super::{
     node::Input,
-    tune::{FAREWELL_TIMEOUT, GREETING_FRAME_MAX, GREETING_TIMEOUT},
+    tune::{ADMISSION_TIMEOUT, GREETING_FRAME_MAX, GREETING_TIMEOUT, WRITE_TIMEOUT},
     uploads::{self, Libraries, Upload},
 };
 use crate::sys;
@@ -145,7 +145,7 @@ async fn starved(error: &io::Error) {
     tokio::time::sleep(Duration::from_millis(10)).await;
 }
 
-enum Greeted {
+enum Admitted {
     Session(Box<Joined>),
     Lane { session: u64, lane: u32, carrier: Carrier },
 }
@@ -166,32 +166,38 @@ async fn serve<S: Stream>(
     shared: Arc<Shared>,
     permit: Option<OwnedSemaphorePermit>,
 ) {
-    let greeted = timeout(GREETING_TIMEOUT, greet(&mut stream, &shared)).await;
+    let admitted = match timeout(GREETING_TIMEOUT, greet(&mut stream, &shared)).await {
+        Ok(Ok((purpose, proved))) => admit(&mut stream, &shared, purpose, proved).await,
+        Ok(Err(refused)) => Err(refused),
+        Err(_) => Err(Refused {
+            code: Code::Protocol,
+            message: format!("a greeting has to be done within {GREETING_TIMEOUT:?}"),
+        }),
+    };
     drop(permit);
-    match greeted {
-        Ok(Ok(Greeted::Session(joined))) => {
+    match admitted {
+        Ok(Admitted::Session(joined)) => {
             let id = joined.id;
             let ended = session(&mut stream, *joined, &shared).await;
             debug!(session = id, ?ended, "session over");
             let _ = shared.inputs.send(Input::SessionClosed { id }).await;
         }
-        Ok(Ok(Greeted::Lane { session, lane, carrier })) => match stream.into_fd() {
+        Ok(Admitted::Lane { session, lane, carrier }) => match stream.into_fd() {
             Ok(socket) => {
                 let ready = Input::LaneReady { session, lane, socket, carrier };
                 drop(shared.inputs.send(ready).await)
             }
             Err(error) => debug!(%error, "a lane's socket cannot be handed over"),
         },
-        Ok(Err(refused)) => {
+        Err(refused) => {
             debug!(%refused, "client turned away");
             let _ = write(&mut stream, refusal(refused.code, &refused.message)).await;
         }
-        Err(_) => debug!("a client did not finish its greeting in time"),
     }
 }
 
-/// Hello, challenge, proof; then the node's word.
-async fn greet<S: Stream>(stream: &mut S, shared: &Shared) -> Result<Greeted, Refused> {
+/// Hello, challenge, proof: what the client wants, and what the node judges it by.
+async fn greet<S: Stream>(stream: &mut S, shared: &Shared) -> Result<(Purpose, Proved), Refused> {
     let protocol = |message: &str| Refused { code: Code::Protocol, message: message.to_owned() };
     let to_agent::Message::Hello(hello) = read_exact(stream).await? else {
         return Err(protocol("expected Hello"));
@@ -204,6 +210,7 @@ async fn greet<S: Stream>(stream: &mut S, shared: &Shared) -> Result<Greeted, Re
     if hello.client_nonce.len() != NONCE_LEN {
         return Err(protocol("a nonce has 32 bytes"));
     }
+    let purpose = hello.purpose.ok_or_else(|| protocol("a Hello of a later version"))?;
     let mut executor_nonce = [0; NONCE_LEN];
     getrandom::fill(&mut executor_nonce)
         .map_err(|_| internal("the system gives no random bytes"))?;
@@ -217,27 +224,29 @@ async fn greet<S: Stream>(stream: &mut S, shared: &Shared) -> Result<Greeted, Re
     let to_agent::Message::Proof(v1::Proof { signature }) = read_exact(stream).await? else {
         return Err(protocol("expected Proof"));
     };
-    let proved = Proved { client_nonce: hello.client_nonce, executor_nonce, signature };
-    match hello.purpose {
-        Some(Purpose::Attach(wanted)) => {
+    Ok((purpose, Proved { client_nonce: hello.client_nonce, executor_nonce, signature }))
+}
+
+/// The node's word. It has a bound of its own: what the node does until then is no fault of the client's.
+async fn admit<S: Stream>(
+    stream: &mut S,
+    shared: &Shared,
+    purpose: Purpose,
+    proved: Proved,
+) -> Result<Admitted, Refused> {
+    match purpose {
+        Purpose::Attach(wanted) => {
             let joined = ask(shared, |reply| Input::Attach { wanted, proved, reply }).await?;
-            let attached = from_agent::Message::Attached(joined.attached.clone());
-            // The session exists from here on: whatever fails, its end is told by `serve`.
-            if write(stream, attached).await.is_err() {
-                let _ = shared.inputs.send(Input::SessionClosed { id: joined.id }).await;
-                return Err(gone(io::ErrorKind::BrokenPipe.into()));
-            }
-            Ok(Greeted::Session(Box::new(joined)))
+            Ok(Admitted::Session(Box::new(joined)))
         }
-        Some(Purpose::DataLane(wanted)) => {
+        Purpose::DataLane(wanted) => {
             let v1::DataLane { session_id: session, lane, .. } = wanted;
             let asked = wanted.clone();
             let geometry =
                 ask(shared, |reply| Input::Lane { wanted: asked, proved, reply }).await?;
             let carrier = carrier(stream, &wanted, geometry).await?;
-            Ok(Greeted::Lane { session, lane, carrier })
+            Ok(Admitted::Lane { session, lane, carrier })
         }
-        None => Err(protocol("a Hello of a later version")),
     }
 }
 
@@ -291,7 +300,12 @@ async fn ask<R>(
     let (reply, answer) = oneshot::channel();
     let ending = || internal("the executor is ending");
     shared.inputs.send(input(reply)).await.map_err(|_| ending())?;
-    answer.await.map_err(|_| ending())?
+    let late = |_| {
+        internal(&format!(
+            "this node could not serve the lease within {ADMISSION_TIMEOUT:?}: try again"
+        ))
+    };
+    timeout(ADMISSION_TIMEOUT, answer).await.map_err(late)?.map_err(|_| ending())?
 }
 
 /// Why a session's stream is over.
@@ -299,13 +313,17 @@ async fn ask<R>(
 enum Over {
     /// The node dropped it.
     Node,
-    /// The client closed it, or its connection broke.
+    /// The client closed it or does not read, or its connection broke.
     Client(#[expect(dead_code, reason = "shown by Debug in the log")] Option<io::Error>),
-    /// The client does not read, or sent what it must not.
+    /// The client sent what it must not.
     Fault(#[expect(dead_code, reason = "shown by Debug in the log")] String),
 }
 
 async fn session<S: Stream>(stream: &mut S, mut joined: Joined, shared: &Shared) -> Over {
+    let attached = from_agent::Message::Attached(joined.attached.clone());
+    if let Err(error) = write(stream, attached).await {
+        return Over::Client(Some(error));
+    }
     let mut incoming = Incoming::<ToAgent>::new();
     let mut buffer = vec![0; READ_LEN];
     let mut upload = None;
@@ -313,10 +331,8 @@ async fn session<S: Stream>(stream: &mut S, mut joined: Joined, shared: &Shared)
         tokio::select! {
             message = joined.messages.recv() => {
                 let Some(FromAgent { message: Some(message) }) = message else { return Over::Node };
-                match timeout(FAREWELL_TIMEOUT, write(stream, message)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => return Over::Client(Some(error)),
-                    Err(_) => return Over::Fault("it does not read".into()),
+                if let Err(error) = write(stream, message).await {
+                    return Over::Client(Some(error));
                 }
             }
             read = stream.read(&mut buffer) => match read {
@@ -359,11 +375,7 @@ async fn take_all<S: Stream>(
             Ok(Some(uploaded)) => from_agent::Message::Uploaded(uploaded),
             Err(error) => refusal(Code::Library, &error.to_string()),
         };
-        match timeout(FAREWELL_TIMEOUT, write(stream, answer)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(Over::Client(Some(error))),
-            Err(_) => return Err(Over::Fault("it does not read".into())),
-        }
+        write(stream, answer).await.map_err(|error| Over::Client(Some(error)))?;
     }
     Ok(())
 }
@@ -382,8 +394,11 @@ async fn read_exact<S: Stream>(stream: &mut S) -> Result<to_agent::Message, Refu
     message.message.ok_or(later)
 }
 
+/// Within a bound: a client that does not read is given up.
 async fn write<S: Stream>(stream: &mut S, message: from_agent::Message) -> io::Result<()> {
-    stream.write_all(&framing::encode(&FromAgent { message: Some(message) })).await
+    let frame = framing::encode(&FromAgent { message: Some(message) });
+    let late = |_| Err(io::ErrorKind::TimedOut.into());
+    timeout(WRITE_TIMEOUT, stream.write_all(&frame)).await.unwrap_or_else(late)
 }
 
 /// A `ControlError` as a message.

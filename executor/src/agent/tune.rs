@@ -2,16 +2,19 @@
 
 use std::time::Duration;
 
-/// A connection must have finished its greeting by then.
+/// A connection must have said who it is and what it wants by then.
 pub(super) const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
+/// The node must have answered by then: the first client of a lease waits for its worker. Shorter than a client's default patience, so that
+/// it is told.
+pub(super) const ADMISSION_TIMEOUT: Duration = Duration::from_secs(8);
 /// Most connections that are greeting at a time; further ones wait in the listen queue.
 pub(super) const GREETINGS_MAX: usize = 256;
 /// Longest frame of a greeting: a hello with a token is far shorter.
 pub(super) const GREETING_FRAME_MAX: usize = 4 << 10;
 /// Messages that wait for one session's client. One that lets this many pile up loses its session.
 pub(super) const SESSION_QUEUE_MAX: usize = 32;
-/// How long a session's last messages may take to go out.
-pub(super) const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a client may let one message lie unread.
+pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Messages from all tasks that wait for the node's one owner; a sender waits when it is full.
 pub(super) const INPUTS_MAX: usize = 1024;
 /// Orders that wait for a keeper that does not read.
