@@ -20,6 +20,7 @@ use gleaner_proto::header::{HEADER_LEN, Header, Kind, Words};
 
 const WORDS: usize = HEADER_LEN / 8;
 const FIRST: usize = 0;
+const EPOCH: usize = 1;
 const FUNCTION: usize = 3;
 const PAYLOAD: usize = 4;
 const REPLY: usize = 5;
@@ -44,13 +45,66 @@ pub(crate) type CarriedWords = [u64; 2];
 #[repr(transparent)]
 pub(crate) struct Line([AtomicU64; WORDS]);
 
-/// A message as it lay in its line, each byte read once.
+/// A message that lay in a line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Snapshot {
     /// The header as it was posted.
     pub(crate) header: Words,
-    /// The payload, if the line carried it.
-    pub(crate) carried: Option<CarriedWords>,
+    /// The line carried the payload, in its words 4 and 5.
+    pub(crate) carried: bool,
+}
+
+/// What a line says of all that its message can be refused for, beyond a generation.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Shape {
+    /// Slot, kind, status, and whether and how much payload is carried.
+    first: u32,
+    epoch: u64,
+    function: u64,
+    /// Lengths and blocks, where no payload lies in their place.
+    lengths: [u64; 2],
+}
+
+impl Shape {
+    #[inline(always)]
+    pub(crate) fn of(words: &Words) -> Self {
+        let (epoch, function) = (words[EPOCH], words[FUNCTION]);
+        Self { first: first(words), epoch, function, lengths: carried(words) }
+    }
+
+    /// The slot that a line names.
+    #[inline(always)]
+    pub(crate) fn slot(words: &Words) -> u16 {
+        first(words) as u16
+    }
+
+    /// Whether these words have this shape, and are good beyond it.
+    #[inline(always)]
+    pub(crate) fn is_of(&self, words: &Words) -> bool {
+        self.first == first(words)
+            && self.epoch == words[EPOCH]
+            && self.function == words[FUNCTION]
+            && words[FIRST] as u32 != 0
+            && words[NUMBER] >> 32 == 0
+            && (self.carries() || self.lengths == carried(words))
+    }
+
+    #[inline(always)]
+    pub(crate) fn carries(&self) -> bool {
+        self.first & (CARRIES >> SLOT_SHIFT) as u32 != 0
+    }
+}
+
+/// The payload, if these words carry it.
+#[inline(always)]
+pub(crate) fn carried(words: &Words) -> CarriedWords {
+    [words[PAYLOAD], words[REPLY]]
+}
+
+/// The upper half of the first word.
+#[inline(always)]
+fn first(words: &Words) -> u32 {
+    (words[FIRST] >> SLOT_SHIFT) as u32
 }
 
 impl Line {
@@ -67,19 +121,14 @@ impl Line {
         (!carries).then(|| (self.0[PAYLOAD].load(Ordering::Relaxed) >> 32) as u32)
     }
 
-    /// Copies the message that lies here, less its number. Slots are so many blocks apart.
+    /// What lies here, each word read once.
     #[inline(always)]
-    pub(crate) fn snapshot(&self, slot_blocks: u32) -> Snapshot {
-        let mut header = Words::default();
-        for (copy, word) in header.iter_mut().zip(&self.0) {
+    pub(crate) fn words(&self) -> Words {
+        let mut words = Words::default();
+        for (copy, word) in words.iter_mut().zip(&self.0) {
             *copy = word.load(Ordering::Relaxed);
         }
-        header[NUMBER] >>= 32;
-        let mut carried = None;
-        if header[FIRST] & CARRIES != 0 {
-            carried = Some(unpack(&mut header, slot_blocks));
-        }
-        Snapshot { header, carried }
+        words
     }
 
     /// Stores a header, with its payload if it [`may_carry`] that, and then its number.
@@ -120,10 +169,19 @@ fn pack(words: &mut Words, [first, second]: CarriedWords) {
     (words[PAYLOAD], words[REPLY]) = (first, second);
 }
 
-/// The reverse. Whatever a peer has put there comes out as some header, which is checked like any other.
-#[inline(always)]
-fn unpack(words: &mut Words, slot_blocks: u32) -> CarriedWords {
-    let carried = [words[PAYLOAD], words[REPLY]];
+/// The reverse: a line's words, less the message's number. Slots are so many blocks apart.
+pub(crate) fn unpack(words: &Words, slot_blocks: u32) -> Snapshot {
+    let mut header = *words;
+    header[NUMBER] >>= 32;
+    let carried = header[FIRST] & CARRIES != 0;
+    if carried {
+        uncarry(&mut header, slot_blocks);
+    }
+    Snapshot { header, carried }
+}
+
+/// Whatever a peer has put there comes out as some header, which is checked like any other.
+fn uncarry(words: &mut Words, slot_blocks: u32) {
     let len = words[FIRST] >> LEN_SHIFT & LEN_MASK;
     words[FIRST] &= !(CARRIES | LEN_MASK << LEN_SHIFT);
     let slot = (words[FIRST] >> SLOT_SHIFT) as u16;
@@ -133,22 +191,25 @@ fn unpack(words: &mut Words, slot_blocks: u32) -> CarriedWords {
     words[FUNCTION] &= 0xFFFF_FFFF;
     words[PAYLOAD] = len | u64::from(own) << 32;
     words[REPLY] = u64::from(own_reply(request, own)) | capacity;
-    carried
 }
 
 /// The payload as words. Whole ones are read whole, as they were probably written, and the rest a byte at a time: a load that is
 /// wider than the stores before it waits until those have left the core.
 #[inline(always)]
 pub(crate) fn carried_words(payload: &[u8]) -> CarriedWords {
-    let mut words = CarriedWords::default();
-    let (whole, rest) = payload.as_chunks::<8>();
-    for (word, part) in words.iter_mut().zip(whole) {
-        *word = u64::from_le_bytes(*part);
+    match payload.split_first_chunk::<8>() {
+        Some((first, rest)) => [u64::from_le_bytes(*first), word(rest)],
+        None => [word(payload), 0],
     }
-    if let Some(word) = words.get_mut(whole.len()) {
-        *word = rest.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+}
+
+/// Up to eight bytes.
+#[inline(always)]
+fn word(bytes: &[u8]) -> u64 {
+    match bytes.first_chunk::<8>() {
+        Some(whole) => u64::from_le_bytes(*whole),
+        None => bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)),
     }
-    words
 }
 
 #[cfg(test)]
@@ -188,7 +249,8 @@ mod tests {
         assert!(line.holds(u32::MAX) && !line.holds(0));
         assert!(!line.holds(u32::MAX - 16), "the ring's last round");
         assert_eq!(line.block(), Some(3 * SLOT_BLOCKS));
-        assert_eq!(line.snapshot(SLOT_BLOCKS), Snapshot { header: header.words(), carried: None });
+        let seen = unpack(&line.words(), SLOT_BLOCKS);
+        assert_eq!(seen, Snapshot { header: header.words(), carried: false });
     }
 
     #[test]
@@ -199,8 +261,10 @@ mod tests {
             let words = carried_words(b"hello");
             line.publish(1, &header, Some(words));
             assert_eq!(line.block(), None);
-            let seen = line.snapshot(SLOT_BLOCKS);
-            assert_eq!(seen, Snapshot { header: header.words(), carried: Some(words) });
+            let seen = line.words();
+            assert_eq!([seen[PAYLOAD], seen[REPLY]], words);
+            let seen = unpack(&seen, SLOT_BLOCKS);
+            assert_eq!(seen, Snapshot { header: header.words(), carried: true });
         }
     }
 

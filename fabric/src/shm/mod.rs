@@ -13,7 +13,7 @@
 
 mod barrier;
 mod bell;
-mod carried;
+mod kept;
 mod layout;
 mod line;
 mod segment;
@@ -27,15 +27,15 @@ use std::{
 };
 
 use bell::Sleep;
-use carried::Carried;
-use gleaner_proto::header::{BLOCK_ALIGN, Header};
+use gleaner_proto::header::{self, BLOCK_ALIGN, Header};
+use kept::Kept;
 pub use layout::{Direction, Half, Layout};
-use line::{Snapshot, carried_words, may_carry};
+use line::{carried_words, may_carry};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 pub use segment::{Segment, SegmentError};
 
 use crate::{
-    check::{self, Side},
+    check::Side,
     futex::{self, Words},
     link::{Arrival, Block, Geometry, Link, LinkError, Payload, failed},
     tune::{DRAIN_ROUNDS, FUTEX_SLICE, LINES_AHEAD, LIVENESS_POLLS},
@@ -54,8 +54,8 @@ pub struct ShmLink {
     confirmed: u32,
     /// The number of the last message polled.
     polled: u32,
-    /// Payloads that came in their lines.
-    carried: Carried,
+    /// The last message of each slot.
+    kept: Kept,
     /// Blocks from one slot to the next.
     slot_blocks: u32,
     /// Where the payload of the last message lay, if it was small: with one call at a time the next one's lies there too.
@@ -86,7 +86,7 @@ impl ShmLink {
         }
         let geometry = segment.geometry();
         Self {
-            carried: Carried::new(geometry),
+            kept: Kept::new(geometry, side),
             slot_blocks: geometry.slot_bytes / BLOCK_ALIGN as u32,
             segment,
             socket,
@@ -116,24 +116,26 @@ impl ShmLink {
 
     /// Takes the message with this number, which is here.
     #[inline(always)]
-    fn take(&mut self, sequence: u32) -> Result<Option<Arrival>, Box<LinkError>> {
-        let line = self.segment.line(&self.inbound, sequence);
-        let Snapshot { header, carried } = line.snapshot(self.slot_blocks);
+    fn take(
+        &mut self,
+        sequence: u32,
+        words: header::Words,
+    ) -> Result<Option<Arrival>, Box<LinkError>> {
         self.polled = sequence;
         self.segment.taken(&self.inbound).store(sequence, Ordering::Release);
         if self.asked {
             self.withdraw();
         }
-        self.pipelined = !std::mem::take(&mut self.waited);
+        // The client's own count says when it was the only one.
+        let waited = std::mem::take(&mut self.waited);
+        self.pipelined = !waited && self.posted != self.polled;
         if self.pipelined {
             self.segment.prefetch_payload_of(&self.inbound, sequence.wrapping_add(1));
         }
-        let header = Header::from_words(&header).map_err(failed)?;
-        let arrival = check::checked(self.segment.geometry(), self.side, header).map_err(failed)?;
-        let small = carried.is_none() && arrival.block.capacity as usize <= BLOCK_ALIGN;
-        self.carried.keep(arrival.payload(), carried).map_err(failed)?;
-        self.expected = small.then_some(arrival.block.payload_offset() as usize);
-        Ok(Some(arrival))
+        let place = self.kept.take(words)?;
+        // First: what is read before a store stays in a register until it is used.
+        self.expected = place.line();
+        Ok(Some(place.arrival(&words, self.side)))
     }
 
     /// After many empty polls, or when the peer is known to be gone: asks the socket.
@@ -259,13 +261,14 @@ impl Link for ShmLink {
             self.confirm()?;
         }
         self.posted = self.posted.wrapping_add(1);
-        let mut carried = None;
         if may_carry(header, self.slot_blocks) {
             let payload = self.segment.room(&self.outbound, block);
-            carried = Some(carried_words(&payload[..header.payload_len as usize]));
+            let carried = carried_words(&payload[..header.payload_len as usize]);
+            let line = self.segment.line(&self.outbound, self.posted);
+            line.publish(self.posted, header, Some(carried));
+        } else {
+            self.segment.line(&self.outbound, self.posted).publish(self.posted, header, None);
         }
-        let line = self.segment.line(&self.outbound, self.posted);
-        line.publish(self.posted, header, carried);
         // With one message at a time the peer already looks at the next line, and would lose it for nothing.
         if self.pipelined {
             self.segment.own_line(&self.outbound, self.posted.wrapping_add(LINES_AHEAD));
@@ -287,8 +290,10 @@ impl Link for ShmLink {
     fn poll(&mut self) -> Result<Option<Arrival>, Box<LinkError>> {
         self.ring_if_due().map_err(failed)?;
         let next = self.polled.wrapping_add(1);
-        if self.segment.line(&self.inbound, next).holds(next) {
-            return self.take(next);
+        let line = self.segment.line(&self.inbound, next);
+        if line.holds(next) {
+            let words = line.words();
+            return self.take(next, words);
         }
         self.waited = true;
         // The payload is written before the line: so it is on its way while we still wait for the line.
@@ -304,7 +309,7 @@ impl Link for ShmLink {
 
     #[inline(always)]
     fn incoming(&self, payload: Payload) -> &[u8] {
-        self.carried.get(payload).unwrap_or_else(|| self.segment.payload(&self.inbound, payload))
+        self.kept.carried(payload).unwrap_or_else(|| self.segment.payload(&self.inbound, payload))
     }
 
     #[inline]
@@ -314,7 +319,7 @@ impl Link for ShmLink {
 
     #[inline(always)]
     fn exchange(&mut self, payload: Payload, reply: Block) -> (&mut [u8], &mut [u8]) {
-        match self.carried.get_mut(payload) {
+        match self.kept.carried_mut(payload) {
             Some(input) => (input, self.segment.room(&self.outbound, reply)),
             None => self.segment.exchange(&self.inbound, payload, &self.outbound, reply),
         }
