@@ -71,7 +71,7 @@ pub(crate) struct Calls {
     pub(crate) ended: Ended,
     /// No call's time is over before this; `None`: none has a bound.
     pub(crate) due: Option<Instant>,
-    last_number: u64,
+    pub(crate) last_number: u64,
     /// The session and the lane whose turn it is.
     pub(crate) next: (usize, usize),
 }
@@ -417,6 +417,18 @@ impl Calls {
         listener: Listener,
     ) -> CallKey {
         self.last_number += 1;
+        self.record(function, settings, due, listener)
+    }
+
+    /// The record of the call with the last number.
+    #[inline(always)]
+    pub(crate) fn record(
+        &mut self,
+        function: u32,
+        settings: &Settings,
+        due: Option<Instant>,
+        listener: Listener,
+    ) -> CallKey {
         if due.is_some() {
             self.due = [self.due, due].into_iter().flatten().min();
         }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    calls::CallKey,
+    calls::{CallKey, lost_reply},
     ended::Listener,
     error::{CallError, Failure},
     event::CallStats,
@@ -33,6 +33,13 @@ impl Settings {
     pub(crate) fn due(&self) -> Option<Instant> {
         self.deadline.map(|deadline| Instant::now() + deadline)
     }
+}
+
+/// A reply that is longer than its caller's buffer.
+#[cold]
+fn too_large(capacity: usize) -> CallError {
+    let capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
+    CallError::Failed(Failure::ReplyTooLarge { capacity })
 }
 
 /// What fills an input, for who asks for it once.
@@ -93,15 +100,21 @@ impl<'p> Function<'p> {
     /// Calls it and copies the reply to the front of `output`: no memory is allocated. Returns the reply's length;
     /// one that is longer than `output` ends as FAILED.
     pub fn invoke_into(&self, input: &[u8], output: &mut [u8]) -> Result<usize, CallError> {
-        let fill = |buffer: &mut [u8]| buffer.copy_from_slice(input);
-        let capacity = u32::try_from(output.len()).unwrap_or(u32::MAX);
-        let copied = self.invoke_with(input.len(), fill, |reply| {
-            let fits = output.get_mut(..reply.len());
-            fits.map(|front| front.copy_from_slice(reply)).map(|()| reply.len())
-        })?;
-        let Some(len) = copied else {
-            return Err(CallError::Failed(Failure::ReplyTooLarge { capacity }));
+        let mut len = 0;
+        let fill = &mut |buffer: &mut [u8]| buffer.copy_from_slice(input);
+        let read = &mut |reply: &[u8]| {
+            len = reply.len();
+            if let Some(front) = output.get_mut(..len) {
+                front.copy_from_slice(reply);
+            }
         };
+        self.pool
+            .calls()
+            .invoke(self.index, &self.settings, input.len(), fill, read)
+            .map_err(|error| *error)?;
+        if len > output.len() {
+            return Err(too_large(output.len()));
+        }
         Ok(len)
     }
 
@@ -114,10 +127,13 @@ impl<'p> Function<'p> {
         fill: impl FnOnce(&mut [u8]),
         read: impl FnMut(&[u8]) -> R,
     ) -> Result<R, CallError> {
-        let (fill, listener) = (&mut once(fill), Listener::Nobody);
+        let (mut result, mut read) = (None, read);
+        let read = &mut |reply: &[u8]| result = Some(read(reply));
         let mut calls = self.pool.calls();
-        let key = calls.submit(self.index, &self.settings, listener, len, fill)?;
-        calls.read(key, read)
+        calls
+            .invoke(self.index, &self.settings, len, &mut once(fill), read)
+            .map_err(|error| *error)?;
+        result.ok_or_else(lost_reply)
     }
 
     /// Sends a call and does not wait for its reply; waits for a free slot if all are in use.

@@ -3,10 +3,13 @@
 //! A slot is taken by [`Lane::prepare`], filled and sent by [`Lane::send`], answered by [`Lane::poll`], read by [`Lane::read`] and free again
 //! after that or [`Lane::free`]. The worker is not trusted: an answer that fits no outstanding call closes the lane.
 
-use gleaner_fabric::{AnyLink, Arena, Block, Geometry, Link, LinkError, Payload};
+mod round_trip;
+
+use gleaner_fabric::{AnyLink, Arena, Arrival, Block, Geometry, Link, LinkError, Payload};
 use gleaner_proto::header::{Header, Kind, Status};
 
 use crate::calls::{Fill, Read};
+pub(crate) use round_trip::Trip;
 
 /// A lane.
 pub(crate) struct Lane {
@@ -285,6 +288,12 @@ fn take<L: Link + ?Sized>(
     epoch: u64,
 ) -> Result<Option<Answer>, Box<LaneError>> {
     let Some(arrival) = link.poll().map_err(broken)? else { return Ok(None) };
+    judge(&arrival, slots, epoch).map(Some)
+}
+
+/// An arrival as the answer to the call in its slot.
+#[inline(always)]
+fn judge(arrival: &Arrival, slots: &mut [Slot], epoch: u64) -> Result<Answer, Box<LaneError>> {
     let header = &arrival.header;
     let slot = slots.get_mut(usize::from(header.slot)).filter(|slot| {
         let asked = slot.stage == Stage::Asked && slot.generation == header.generation;
@@ -297,7 +306,7 @@ fn take<L: Link + ?Sized>(
     slot.stage = Stage::Answered;
     slot.answer = arrival.payload();
     let &Header { slot: number, status, code, time_ns, .. } = header;
-    Ok(Some(Answer { slot: number, call: slot.call, status, code, time_ns }))
+    Ok(Answer { slot: number, call: slot.call, status, code, time_ns })
 }
 
 #[cold]

@@ -29,6 +29,7 @@
 
 #![deny(unsafe_code)] // but in `local`, which calls what the caller loads
 
+mod at_once;
 mod awaiting;
 mod calls;
 mod client;

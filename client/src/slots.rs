@@ -28,11 +28,8 @@ impl Calls {
     /// A slot on the next lane that has one, lane after lane.
     #[inline(always)]
     pub(crate) fn prepare(&mut self, len: u32, settings: &Settings) -> Option<Place> {
-        let sessions = self.sessions.len();
-        // No executor gives more lanes than that.
-        let wide = self.request.cores as usize;
-        for _ in 0..sessions * wide {
-            let (session, lane) = self.next_turn(sessions, wide);
+        for _ in 0..self.sessions.len() * self.wide() {
+            let (session, lane) = self.next_turn();
             let Some(open) = self.sessions[session].as_mut().filter(|s| s.closing.is_none()) else {
                 continue;
             };
@@ -47,13 +44,20 @@ impl Calls {
         None
     }
 
+    /// No executor gives more lanes than that.
+    #[inline(always)]
+    fn wide(&self) -> usize {
+        self.request.cores as usize
+    }
+
     /// Session after session, then lane after lane. Sessions come and go: what is out of range begins anew.
-    fn next_turn(&mut self, sessions: usize, wide: usize) -> (usize, usize) {
+    #[inline(always)]
+    pub(crate) fn next_turn(&mut self) -> (usize, usize) {
         let (mut session, mut lane) = self.next;
-        if session >= sessions {
+        if session >= self.sessions.len() {
             (session, lane) = (0, lane + 1);
         }
-        if lane >= wide {
+        if lane >= self.wide() {
             lane = 0;
         }
         self.next = (session + 1, lane);

@@ -1,0 +1,80 @@
+//! Calls whose caller waits on the spot: sent and looked for without a record, for as long as the answer comes while this looks.
+//!
+//! The hot path of [`Function::invoke`](crate::Function::invoke) and its like; [`Lane::round_trip`] is the rest of it. A call that takes
+//! longer, ends otherwise or loses its lane is adopted: it gets its record then, while there is nothing better to do, and goes on as
+//! any other ([`crate::calls`]).
+//!
+//! ```text
+//!  invoke ──▶ round trip ──▶ reply read
+//!                 └─ adopt ──▶ Sent ──▶ ...
+//! ```
+
+use crate::{
+    calls::{CallKey, Calls, Fill, Place, Read, State},
+    ended::Listener,
+    error::CallError,
+    function::Settings,
+    lane::Trip,
+};
+
+#[cfg(doc)]
+use crate::lane::Lane;
+
+impl Calls {
+    /// Calls, waits for the call's end, and hands its reply to `read`. Compiled as one, for all callers.
+    pub(crate) fn invoke(
+        &mut self,
+        function: u32,
+        settings: &Settings,
+        len: usize,
+        fill: Fill<'_>,
+        read: Read<'_>,
+    ) -> Result<(), Box<CallError>> {
+        self.look_around();
+        let (session, lane) = self.next_turn();
+        if !self.spin.is_warm()
+            && settings.deadline.is_none()
+            && let Some(open) = self.sessions.get_mut(session).and_then(Option::as_mut)
+            && open.closing.is_none()
+            && let Some(at) = open.lanes.get_mut(lane)
+            && let Some(&known) = open.functions.get(function as usize)
+            && let Some(errand) = at.errand(len, settings.reply_capacity)
+        {
+            self.last_number += 1;
+            let looks = self.spin.looks();
+            let trip = at.round_trip(errand, (self.last_number, known), looks, fill, read);
+            if let Trip::Read = trip {
+                self.spin.answered();
+                self.stats.ok += 1;
+                return Ok(());
+            }
+            self.spin.looked(looks);
+            let place = Place::new(session, lane, errand.slot);
+            let key = self.adopt(function, settings, place, trip);
+            return self.collect(key, read);
+        }
+        let listener = Listener::Nobody;
+        let key = self.submit(function, settings, listener, len, fill).map_err(Box::new)?;
+        self.collect(key, read)
+    }
+
+    /// Gives the call in this place its record, and sees to what was found instead of its reply.
+    #[inline(never)]
+    fn adopt(&mut self, function: u32, settings: &Settings, place: Place, trip: Trip) -> CallKey {
+        let key = self.record(function, settings, None, Listener::Nobody);
+        self.calls[key.index as usize].state = State::Sent(place);
+        let Some(open) = self.sessions[place.session()].as_mut() else { return key };
+        open.lanes[place.lane()].adopt(place.slot, key.index);
+        match trip {
+            Trip::Read | Trip::Waits => {}
+            Trip::Broken(error) => open.close(error.to_string()),
+            Trip::Other(mut answer) => {
+                if answer.slot == place.slot {
+                    answer.call = Some(key.index);
+                }
+                self.answered(place.session(), place.lane(), answer);
+            }
+        }
+        key
+    }
+}
