@@ -142,7 +142,7 @@ fn greetings_that_make_no_sense_cost_one_connection_and_nobody_else() {
 /// A stopped keeper stands for a node that is slow to start a worker.
 #[test]
 fn a_slow_node_costs_no_greeting_and_one_that_never_answers_is_told_of() {
-    let mut service = Service::start(&["n1"]);
+    let service = Service::start(&["n1"]);
     let owner = key(1);
     let lease = service.lease(&owner, MINUTE);
     service.executors[0].stop();

@@ -62,8 +62,17 @@ pub unsafe fn invoke<S>(
     // SAFETY: the worker's own word.
     unsafe { *output_len = output.len };
     match ended {
+        Ok(Ok(())) => 0,
         // Too large is no error of the function's: the length alone says it.
         _ if output.len > output_capacity => 0,
+        failed => report_failed(raw, failed),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn report_failed(raw: &RawContext, ended: std::thread::Result<Result<(), Error>>) -> i32 {
+    match ended {
         Ok(Ok(())) => 0,
         Ok(Err(error)) => report(raw, &error),
         Err(panic) => report(raw, &panic_error(&*panic)),

@@ -67,6 +67,7 @@ impl Output<'_> {
     }
 
     /// Appends bytes. What exceeds the capacity is counted and not written: the caller then learns the size it needs.
+    #[inline]
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let end = self.len.saturating_add(bytes.len());
         let room = self.bytes.get_mut(self.len..end);
@@ -76,7 +77,7 @@ impl Output<'_> {
                 room.copy_from_slice(bytes);
                 Ok(())
             }
-            None => Err(Error::new(0, "the reply exceeds the caller's capacity")),
+            None => Err(Error::too_large()),
         }
     }
 
@@ -102,6 +103,11 @@ impl Output<'_> {
 }
 
 impl Error {
+    #[cold]
+    fn too_large() -> Self {
+        Self::new(0, "the reply exceeds the caller's capacity")
+    }
+
     /// An error with a code of the function's own and a message for people.
     pub fn new(code: i32, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }

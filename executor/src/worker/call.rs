@@ -22,11 +22,20 @@ use crate::board::{Phase, Place, Slot, Slots};
 pub(super) struct Runner {
     shared: &'static Shared,
     lane: u16,
-    lanes: u32,
-    /// Each function's state, by its number; made at its first call here.
-    states: Box<[Option<State>]>,
+    /// The functions that were called here, by number.
+    called: Box<[Option<Called>]>,
+    /// What a function sees of its call. What is the same for all calls was filled in once.
+    context: CallContext<'static>,
     /// Where functions write their messages.
     error: Box<[u8; ERROR_BYTES]>,
+}
+
+/// A function that was called on a lane.
+#[derive(Debug, Clone, Copy)]
+struct Called {
+    function: Function,
+    /// What its `init` made, at its first call here.
+    state: Option<State>,
 }
 
 /// How a call ended, for its reply. The lengths are not of the header's width, so that no two fields are copied at once that
@@ -36,7 +45,7 @@ struct Done {
     status: Status,
     code: u32,
     len: usize,
-    /// The reply's length that the function wanted.
+    /// The reply's length that the function wanted, if that was too much.
     wanted: usize,
     /// When the function ran; `None` if it was not entered.
     ran: Option<Ran>,
@@ -59,13 +68,26 @@ struct Returned {
 
 impl Runner {
     pub(super) fn new(shared: &'static Shared, lane: u16) -> Self {
-        Self {
-            shared,
-            lane,
-            lanes: u32::from(shared.board.shape().lanes),
-            states: vec![None; FUNCTIONS_MAX as usize].into(),
-            error: Box::new([0; ERROR_BYTES]),
-        }
+        let mut error = Box::new([0; ERROR_BYTES]);
+        let context = CallContext {
+            raw: RawContext {
+                abi_version: abi::VERSION,
+                lane: u32::from(lane),
+                lanes: u32::from(shared.board.shape().lanes),
+                reserved: 0,
+                invocation: 0,
+                state: State::none().pointer(),
+                error: error.as_mut_ptr().cast(),
+                error_capacity: ERROR_BYTES,
+                remaining_ns: function::remaining_ns,
+                cancelled: function::cancelled,
+            },
+            clock: shared.clock,
+            deadline: u64::MAX,
+            cancel: None,
+        };
+        let called = vec![None; FUNCTIONS_MAX as usize].into();
+        Self { shared, lane, called, context, error }
     }
 
     /// Serves one call of a session's link, if there is one.
@@ -103,7 +125,7 @@ impl Runner {
         arrival: &Arrival,
         reply: Block,
         place: Place,
-        slot: Slot<'_>,
+        slot: Slot<'static>,
     ) -> Done {
         let header = &arrival.header;
         if header.epoch != self.shared.board.epoch() {
@@ -112,7 +134,7 @@ impl Runner {
         if slot.cancelled(header.invocation) {
             return Done::not_run(Status::Cancelled);
         }
-        let Some(function) = self.shared.functions.get(header.function) else {
+        let Some(called) = self.called(header.function) else {
             return Done::not_run(Status::UnknownFunction);
         };
         let (input, output) = link.exchange(arrival.payload(), reply);
@@ -123,7 +145,7 @@ impl Runner {
         slot.set(header.invocation, Phase::Started);
         fault::enter(place, header.invocation);
         let begun = clock::ticks();
-        let returned = self.enter(function, header, slot, input, output, capacity);
+        let returned = self.enter(called, header, slot, input, output, capacity);
         let until = clock::ticks();
         let ran = Ran { ticks: until.wrapping_sub(begun), until };
         fault::leave();
@@ -137,27 +159,55 @@ impl Runner {
 
     /// Ends every function's state. The lease is over.
     pub(super) fn finish(&mut self) {
-        for (number, state) in self.states.iter_mut().enumerate() {
-            let Some(state) = state.take() else { continue };
-            if let Some(Function::Gleaner { fini: Some(fini), .. }) =
-                self.shared.functions.get(number as u32)
+        for called in self.called.iter_mut().filter_map(Option::take) {
+            if let Called {
+                function: Function::Gleaner { fini: Some(fini), .. },
+                state: Some(state),
+            } = called
             {
                 function::call_fini(fini, state);
             }
         }
     }
 
+    /// A function, as it was called here before.
+    #[inline(always)]
+    fn called(&mut self, number: u32) -> Option<Called> {
+        // One way out, so that nothing goes through memory.
+        loop {
+            if let Some(Some(called)) = self.called.get(number as usize) {
+                return Some(*called);
+            }
+            if !self.look_up(number) {
+                return None;
+            }
+        }
+    }
+
+    /// Takes a function from the lease's table; false if there is none.
+    #[cold]
+    #[inline(never)]
+    fn look_up(&mut self, number: u32) -> bool {
+        let function = self.shared.functions.get(number);
+        let called = function.map(|function| Called { function, state: None });
+        match self.called.get_mut(number as usize) {
+            Some(place) => *place = called,
+            None => return false,
+        }
+        called.is_some()
+    }
+
     #[inline(always)]
     fn enter(
         &mut self,
-        function: Function,
+        called: Called,
         header: &Header,
-        slot: Slot<'_>,
+        slot: Slot<'static>,
         input: &mut [u8],
         output: &mut [u8],
         capacity: usize,
     ) -> Returned {
-        let (invoke, init) = match function {
+        let (invoke, init) = match called.function {
             Function::Rfaas(function) => {
                 let len = function::call_rfaas(function, input, output);
                 return Returned { code: 0, len };
@@ -165,55 +215,59 @@ impl Runner {
             Function::Gleaner { invoke, init, .. } => (invoke, init),
         };
         self.error[0] = 0;
-        let mut context = self.context(header, slot);
-        let known = &mut self.states[header.function as usize];
-        let state = match (*known, init) {
+        self.begin(header, slot);
+        let state = match (called.state, init) {
             (Some(state), _) => state,
             (None, None) => State::none(),
-            (None, Some(init)) => match function::call_init(init, &mut context) {
-                Ok(state) => *known.insert(state),
+            (None, Some(init)) => match self.init(init, header.function) {
+                Ok(state) => state,
                 Err(code) => return Returned { code, len: 0 },
             },
         };
-        context.raw.state = state.pointer();
-        let (code, len) = function::call_gleaner(invoke, &mut context, input, output, capacity);
+        self.context.raw.state = state.pointer();
+        let context = &mut self.context;
+        let (code, len) = function::call_gleaner(invoke, context, input, output, capacity);
         Returned { code, len }
     }
 
+    /// The context is this call's from now on.
     #[inline(always)]
-    fn context<'a>(&mut self, header: &Header, slot: Slot<'a>) -> CallContext<'a> {
+    fn begin(&mut self, header: &Header, slot: Slot<'static>) {
         let clock = self.shared.clock;
-        let deadline = match header.time_ns {
+        self.context.deadline = match header.time_ns {
             0 => u64::MAX,
             time => clock::ticks().saturating_add(clock.ticks(time)),
         };
-        CallContext {
-            raw: RawContext {
-                abi_version: abi::VERSION,
-                lane: u32::from(self.lane),
-                lanes: self.lanes,
-                reserved: 0,
-                invocation: header.invocation,
-                state: State::none().pointer(),
-                error: self.error.as_mut_ptr().cast(),
-                error_capacity: ERROR_BYTES,
-                remaining_ns: function::remaining_ns,
-                cancelled: function::cancelled,
-            },
-            clock,
-            deadline,
-            cancel: slot.cancel_flag(header.invocation),
+        self.context.raw.invocation = header.invocation;
+        self.context.cancel = Some(slot.cancel_flag(header.invocation));
+    }
+
+    /// Makes a function's state on this lane.
+    #[cold]
+    fn init(&mut self, init: abi::Init, number: u32) -> Result<State, i32> {
+        self.context.raw.state = State::none().pointer();
+        let state = function::call_init(init, &mut self.context)?;
+        if let Some(Some(called)) = self.called.get_mut(number as usize) {
+            called.state = Some(state);
         }
+        Ok(state)
     }
 
     #[inline(always)]
     fn done(&self, returned: &Returned, output: &mut [u8], ran: Ran) -> Done {
-        let (status, len) = match returned {
-            Returned { code: 0, len } if *len <= output.len() => (Status::Ok, *len),
-            Returned { code: 0, .. } => (Status::ReplyTooLarge, 0),
-            Returned { .. } => (Status::FunctionError, self.copy_message(output)),
-        };
-        Done { status, code: returned.code as u32, len, wanted: returned.len, ran: Some(ran) }
+        let (code, ran) = (returned.code as u32, Some(ran));
+        match *returned {
+            Returned { code: 0, len } if len <= output.len() => {
+                Done { status: Status::Ok, code, len, wanted: 0, ran }
+            }
+            Returned { code: 0, len: wanted } => {
+                Done { status: Status::ReplyTooLarge, code, len: 0, wanted, ran }
+            }
+            _ => {
+                let len = self.copy_message(output);
+                Done { status: Status::FunctionError, code, len, wanted: 0, ran }
+            }
+        }
     }
 
     /// The function's message becomes the reply, as much of it as fits.

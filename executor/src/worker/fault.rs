@@ -25,8 +25,13 @@ static ORDERLY: AtomicBool = AtomicBool::new(false);
 thread_local! {
     /// The call that this thread is in. Plain data without a destructor: a signal handler may read it.
     static RUNNING: Running = const {
-        let nowhere = Place { session: 0, lane: 0, slot: 0 };
-        Running { inside: Cell::new(false), place: Cell::new(nowhere), invocation: Cell::new(0) }
+        Running {
+            inside: Cell::new(false),
+            session: Cell::new(0),
+            lane: Cell::new(0),
+            slot: Cell::new(0),
+            invocation: Cell::new(0),
+        }
     };
 }
 
@@ -34,13 +39,17 @@ thread_local! {
 /// the processor would first wait for every store before, the reply's among them.
 struct Running {
     inside: Cell<bool>,
-    place: Cell<Place>,
+    session: Cell<u16>,
+    lane: Cell<u16>,
+    slot: Cell<u16>,
     invocation: Cell<u64>,
 }
 
 impl Running {
     fn call(&self) -> Option<(Place, u64)> {
-        self.inside.get().then(|| (self.place.get(), self.invocation.get()))
+        let (session, lane) = (self.session.get(), self.lane.get());
+        let place = Place { session, lane, slot: self.slot.get() };
+        self.inside.get().then(|| (place, self.invocation.get()))
     }
 }
 
@@ -85,7 +94,9 @@ pub(super) fn use_own_stack() -> io::Result<()> {
 /// This thread is about to run foreign code for a call.
 pub(super) fn enter(place: Place, invocation: u64) {
     RUNNING.with(|running| {
-        running.place.set(place);
+        running.session.set(place.session);
+        running.lane.set(place.lane);
+        running.slot.set(place.slot);
         running.invocation.set(invocation);
         compiler_fence(Ordering::Release);
         running.inside.set(true);

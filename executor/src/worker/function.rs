@@ -206,8 +206,8 @@ pub(super) struct CallContext<'a> {
     pub(super) clock: Clock,
     /// In ticks; `u64::MAX` for none.
     pub(super) deadline: u64,
-    /// The cancel word and the value that means this call.
-    pub(super) cancel: (&'a AtomicU64, u64),
+    /// The cancel word and the value that means this call; `None` before the first.
+    pub(super) cancel: Option<(&'a AtomicU64, u64)>,
 }
 
 /// A Gleaner function's `remaining_ns`.
@@ -223,8 +223,8 @@ pub(super) unsafe extern "C" fn remaining_ns(context: *const RawContext) -> u64 
 /// A Gleaner function's `cancelled`.
 pub(super) unsafe extern "C" fn cancelled(context: *const RawContext) -> i32 {
     // SAFETY: as above.
-    let (word, wanted) = unsafe { &*context.cast::<CallContext<'_>>() }.cancel;
-    i32::from(word.load(Ordering::Relaxed) == wanted)
+    let cancel = unsafe { &*context.cast::<CallContext<'_>>() }.cancel;
+    i32::from(cancel.is_some_and(|(word, wanted)| word.load(Ordering::Relaxed) == wanted))
 }
 
 /// Calls an rFaaS function. Returns the length that it says it wrote.

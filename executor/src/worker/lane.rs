@@ -105,13 +105,14 @@ impl Lane {
         }
     }
 
-    /// Serves one call of one link, if there is one.
+    /// Serves one call of one link, if there is one; or all that are there, if no other link waits.
     #[inline]
     fn serve_link(&mut self, index: usize) -> Result<bool, LinkError> {
+        let alone = (self.links.len() == 1).then_some(&self.mail);
         let Served { session, slots, link, .. } = &mut self.links[index];
         let (runner, meter, from) = (&mut self.runner, &mut self.meter, (*session, *slots));
         match link {
-            AnyLink::Shm(link) => serve_memory(link, runner, from, meter),
+            AnyLink::Shm(link) => serve_memory(link, runner, from, meter, alone),
             AnyLink::Other(link) => serve_other(&mut **link, runner, from, meter),
         }
     }
@@ -232,15 +233,24 @@ impl Lane {
     }
 }
 
-/// The hot path over shared memory, compiled as one.
+/// The hot path over shared memory, compiled as one. A link that is alone has its calls served one after the other, until there is
+/// none, or mail.
 #[inline(never)]
 fn serve_memory(
     link: &mut ShmLink,
     runner: &mut Runner,
     from: (u16, Slots<'static>),
     meter: &mut Meter,
+    alone: Option<&Receiver>,
 ) -> Result<bool, LinkError> {
-    runner.serve(link, from, meter)
+    let mut found = false;
+    while runner.serve(link, from, meter)? {
+        found = true;
+        if alone.is_none_or(Receiver::rung) {
+            break;
+        }
+    }
+    Ok(found)
 }
 
 /// The same over any other link.

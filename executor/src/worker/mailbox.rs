@@ -76,6 +76,7 @@ impl Sender {
 
 impl Receiver {
     /// True if there may be mail. One load.
+    #[inline]
     pub(super) fn rung(&self) -> bool {
         self.bell.word.load(Ordering::Relaxed) != QUIET
     }
