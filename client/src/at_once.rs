@@ -20,15 +20,62 @@ use crate::{
 #[cfg(doc)]
 use crate::lane::Lane;
 
+/// What writes a call's input in place, and reads its reply there.
+pub(crate) trait Exchange {
+    fn fill(&mut self, input: &mut [u8]);
+    fn read(&mut self, reply: &[u8]);
+}
+
+/// From one buffer, to the front of another.
+pub(crate) struct Copying<'a> {
+    pub(crate) input: &'a [u8],
+    pub(crate) output: &'a mut [u8],
+    /// The reply's length. What does not fit is not copied.
+    pub(crate) len: usize,
+}
+
+/// By two closures.
+pub(crate) struct Closures<'a> {
+    pub(crate) fill: Fill<'a>,
+    pub(crate) read: Read<'a>,
+}
+
+impl Exchange for Copying<'_> {
+    #[inline(always)]
+    fn fill(&mut self, input: &mut [u8]) {
+        input.copy_from_slice(self.input);
+    }
+
+    #[inline(always)]
+    fn read(&mut self, reply: &[u8]) {
+        self.len = reply.len();
+        if let Some(front) = self.output.get_mut(..reply.len()) {
+            front.copy_from_slice(reply);
+        }
+    }
+}
+
+impl Exchange for Closures<'_> {
+    #[inline(always)]
+    fn fill(&mut self, input: &mut [u8]) {
+        (self.fill)(input);
+    }
+
+    #[inline(always)]
+    fn read(&mut self, reply: &[u8]) {
+        (self.read)(reply);
+    }
+}
+
 impl Calls {
-    /// Calls, waits for the call's end, and hands its reply to `read`. Compiled as one, for all callers.
+    /// Calls, waits for the call's end, and hands its reply over.
+    #[inline(always)]
     pub(crate) fn invoke(
         &mut self,
         function: u32,
         settings: &Settings,
         len: usize,
-        fill: Fill<'_>,
-        read: Read<'_>,
+        exchange: &mut impl Exchange,
     ) -> Result<(), Box<CallError>> {
         self.look_around();
         let (session, lane) = self.next_turn();
@@ -42,7 +89,7 @@ impl Calls {
         {
             self.last_number += 1;
             let looks = self.spin.looks();
-            let trip = at.round_trip(errand, (self.last_number, known), looks, fill, read);
+            let trip = at.round_trip(errand, (self.last_number, known), looks, exchange);
             if let Trip::Read = trip {
                 self.spin.answered();
                 self.stats.ok += 1;
@@ -51,11 +98,24 @@ impl Calls {
             self.spin.looked(looks);
             let place = Place::new(session, lane, errand.slot);
             let key = self.adopt(function, settings, place, trip);
-            return self.collect(key, read);
+            return self.collect(key, &mut |reply| exchange.read(reply));
         }
-        let listener = Listener::Nobody;
+        let (listener, fill) = (Listener::Nobody, &mut |input: &mut [u8]| exchange.fill(input));
         let key = self.submit(function, settings, listener, len, fill).map_err(Box::new)?;
-        self.collect(key, read)
+        self.collect(key, &mut |reply| exchange.read(reply))
+    }
+
+    /// The same for any two closures, compiled as one for all of them.
+    #[inline(never)]
+    pub(crate) fn invoke_with(
+        &mut self,
+        function: u32,
+        settings: &Settings,
+        len: usize,
+        fill: Fill<'_>,
+        read: Read<'_>,
+    ) -> Result<(), Box<CallError>> {
+        self.invoke(function, settings, len, &mut Closures { fill, read })
     }
 
     /// Gives the call in this place its record, and sees to what was found instead of its reply.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
+    at_once::Copying,
     calls::{CallKey, lost_reply},
     ended::Listener,
     error::{CallError, Failure},
@@ -100,22 +101,16 @@ impl<'p> Function<'p> {
     /// Calls it and copies the reply to the front of `output`: no memory is allocated. Returns the reply's length;
     /// one that is longer than `output` ends as FAILED.
     pub fn invoke_into(&self, input: &[u8], output: &mut [u8]) -> Result<usize, CallError> {
-        let mut len = 0;
-        let fill = &mut |buffer: &mut [u8]| buffer.copy_from_slice(input);
-        let read = &mut |reply: &[u8]| {
-            len = reply.len();
-            if let Some(front) = output.get_mut(..len) {
-                front.copy_from_slice(reply);
-            }
-        };
-        self.pool
-            .calls()
-            .invoke(self.index, &self.settings, input.len(), fill, read)
+        let capacity = output.len();
+        let mut copying = Copying { input, output, len: 0 };
+        let mut calls = self.pool.calls();
+        calls
+            .invoke(self.index, &self.settings, input.len(), &mut copying)
             .map_err(|error| *error)?;
-        if len > output.len() {
-            return Err(too_large(output.len()));
+        if copying.len > capacity {
+            return Err(too_large(capacity));
         }
-        Ok(len)
+        Ok(copying.len)
     }
 
     /// Calls it with an input of `len` bytes that `fill` writes in place, and hands the reply to `read` in place.
@@ -131,7 +126,7 @@ impl<'p> Function<'p> {
         let read = &mut |reply: &[u8]| result = Some(read(reply));
         let mut calls = self.pool.calls();
         calls
-            .invoke(self.index, &self.settings, len, &mut once(fill), read)
+            .invoke_with(self.index, &self.settings, len, &mut once(fill), read)
             .map_err(|error| *error)?;
         result.ok_or_else(lost_reply)
     }

@@ -2,7 +2,10 @@
 
 use std::io::Write;
 
-use gleaner_executor::board::{Phase, Place};
+use gleaner_executor::{
+    board::{Phase, Place},
+    worker::ipc::{FromWorker, ToWorker},
+};
 use gleaner_proto::header::{Header, Kind, Status};
 
 use crate::rig::{EPOCH, GEOMETRY, PATIENCE, Rig, WARM};
@@ -54,5 +57,27 @@ fn a_flood_beyond_every_window_delays_another_link_by_one_call_a_turn() {
         let at = other.receive().unwrap().number();
         assert!(at - before <= 2, "call {at} of the lane comes after {before}");
         before = at;
+    }
+}
+
+#[test]
+fn calls_of_a_lone_link_do_not_keep_its_lane_from_its_mail() {
+    let mut rig = Rig::start(1);
+    let [spin, counter] = rig.functions(["spin", "counter"]);
+    let (mut flood, _socket) = rig.add_shared(0, 0, WARM);
+    let long = PATIENCE.as_nanos() as u64;
+    let slot = flood.send(spin, &long.to_le_bytes(), 8);
+    let busy = Place { session: 0, lane: 0, slot };
+    gleaner_testkit::wait_until("the lane is busy", PATIENCE, || {
+        rig.slot(busy).phase == Phase::Started
+    });
+    let waiting: Vec<u16> = (1..GEOMETRY.window).map(|_| flood.send(counter, b"", 64)).collect();
+    rig.tell(&ToWorker::DropSession { session: 0 }, None);
+    // Opened by the same thread that passes the mail on, after it has done so.
+    rig.functions(["echo"]);
+    rig.board.slot(busy).unwrap().cancel(1);
+    assert!(matches!(rig.answer(), FromWorker::LinkClosed { session: 0, lane: 0, .. }));
+    for slot in waiting {
+        assert_eq!(rig.slot(Place { session: 0, lane: 0, slot }).phase, Phase::Idle);
     }
 }

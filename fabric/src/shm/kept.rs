@@ -4,7 +4,9 @@
 
 use gleaner_proto::header::{BLOCK_ALIGN, Header, Kind, Status, Words};
 
-use super::line::{CARRIED_MAX, Shape, Snapshot, carried, unpack};
+use super::line::{
+    CARRIED_MAX, CarriedWords, Line, Shape, Snapshot, generation_of, slot_of, unpack,
+};
 use crate::{
     check::{self, Side},
     link::{Arrival, Block, Geometry, LinkError, Payload, failed},
@@ -19,7 +21,7 @@ pub(super) struct Kept {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
+struct Place {
     /// The default is no message's.
     shape: Shape,
     arrival: Arrival,
@@ -29,6 +31,15 @@ pub(super) struct Place {
     line: Option<usize>,
     /// The payload, if the message's line carried it.
     bytes: [u8; CARRIED_MAX],
+}
+
+/// A message as it was taken from its line: what is kept of its slot, and what is its own.
+pub(super) struct Taken<'a> {
+    place: &'a Place,
+    slot: u16,
+    generation: u32,
+    invocation: u64,
+    time_ns: u64,
 }
 
 impl Kept {
@@ -43,17 +54,29 @@ impl Kept {
         Self { places: vec![place; usize::from(geometry.window)].into(), geometry, side }
     }
 
-    /// Where the message that lay in a line is kept, once it is found good.
+    /// The message that lies in a line, found good. Whoever writes to the line meanwhile changes nothing that was looked at.
     #[inline(always)]
-    pub(super) fn take(&mut self, words: Words) -> Result<&Place, Box<LinkError>> {
-        let Some(place) = self.places.get_mut(usize::from(Shape::slot(&words))) else {
-            return Err(failed(outside(&words)));
+    pub(super) fn take(&mut self, line: &Line) -> Result<Taken<'_>, Box<LinkError>> {
+        let mut first = line.first();
+        let slot = slot_of(first);
+        let Some(place) = self.places.get_mut(usize::from(slot)) else {
+            return Err(failed(outside(first)));
         };
-        if !place.shape.is_of(&words) {
+        let (mut invocation, mut time_ns) = line.own();
+        if place.shape.is_of(first, line) {
+            if place.shape.carries() {
+                place.keep(line.carried());
+            }
+        } else {
+            let words = line.words();
+            // Another slot's now: the line's writer is not to be trusted.
+            if slot_of(words[0]) != slot {
+                return Err(failed(outside(words[0])));
+            }
             place.check(words, self.geometry, self.side)?;
+            (first, invocation, time_ns) = (words[0], words[2], words[6]);
         }
-        place.keep_carried(&words);
-        Ok(place)
+        Ok(Taken { place, slot, generation: generation_of(first), invocation, time_ns })
     }
 
     /// The payload of an arrival, if its line carried it.
@@ -93,55 +116,46 @@ impl Place {
             .then(|| arrival.block.payload_offset() as usize);
         let reply = arrival.reply.unwrap_or(Block { offset: 0, capacity: 0 });
         *self = Place { shape: Shape::of(&words), arrival, reply, line, bytes: [0; CARRIED_MAX] };
+        self.keep([words[4], words[5]]);
         Ok(())
     }
 
-    /// The message of these words, which are of this place's shape.
     #[inline(always)]
-    pub(super) fn arrival(&self, words: &Words, side: Side) -> Arrival {
-        let Header { slot, kind, status, function, code, .. } = self.arrival.header;
-        let Header { payload_len, block, reply_block, reply_capacity, .. } = self.arrival.header;
-        let header = Header {
-            generation: words[0] as u32,
-            slot,
-            kind,
-            status,
-            epoch: words[1],
-            invocation: words[2],
-            function,
-            code,
-            payload_len,
-            block,
-            reply_block,
-            reply_capacity,
-            time_ns: words[6],
-        };
-        // Whether there is one is known without a look.
-        let reply = (side == Side::Worker).then_some(self.reply);
-        Arrival { header, block: self.arrival.block, reply }
+    fn keep(&mut self, carried: CarriedWords) {
+        let (parts, _) = self.bytes.as_chunks_mut::<8>();
+        for (part, word) in parts.iter_mut().zip(carried) {
+            *part = word.to_le_bytes();
+        }
+    }
+}
+
+impl Taken<'_> {
+    #[inline(always)]
+    pub(super) fn slot(&self) -> u16 {
+        self.slot
     }
 
-    /// Where the payload lies, if that is one line of the region.
+    /// The message.
+    #[inline(always)]
+    pub(super) fn arrival(&self, side: Side) -> Arrival {
+        let &Self { place, slot, generation, invocation, time_ns } = self;
+        let header = Header { slot, generation, invocation, time_ns, ..place.arrival.header };
+        // Whether there is one is known without a look.
+        let reply = (side == Side::Worker).then_some(place.reply);
+        Arrival { header, block: place.arrival.block, reply }
+    }
+
+    /// Where its payload lies, if that is one line of the region.
     #[inline(always)]
     pub(super) fn line(&self) -> Option<usize> {
-        self.line
-    }
-
-    #[inline(always)]
-    fn keep_carried(&mut self, words: &Words) {
-        if self.shape.carries() {
-            let (parts, _) = self.bytes.as_chunks_mut::<8>();
-            for (part, word) in parts.iter_mut().zip(carried(words)) {
-                *part = word.to_le_bytes();
-            }
-        }
+        self.place.line
     }
 }
 
 /// A slot that the link does not have.
 #[cold]
-fn outside(words: &Words) -> LinkError {
-    LinkError::Range { slot: Shape::slot(words), block: 0, len: 0 }
+fn outside(first: u64) -> LinkError {
+    LinkError::Range { slot: slot_of(first), block: 0, len: 0 }
 }
 
 /// What stands in a place before its first message.
@@ -163,4 +177,76 @@ fn nothing(side: Side) -> Arrival {
     };
     let block = Block { offset: 0, capacity: 0 };
     Arrival { header, block, reply: (side.takes() == Kind::Request).then_some(block) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const GEOMETRY: Geometry = Geometry { window: 3, slot_bytes: 1024, arena_bytes: 1 << 16 };
+
+    /// A line as it was written: a good message, with what a hostile writer may have done to one of its words.
+    fn words() -> impl Strategy<Value = Words> {
+        let header = (0u16..4, any::<bool>(), 0u64..2, 0u32..3, 0u32..20, any::<bool>());
+        let changed = (0usize..8, any::<u64>(), 0u32..4);
+        (header, any::<[u64; 2]>(), changed).prop_map(|(header, payload, (at, word, change))| {
+            let (slot, request, epoch, function, payload_len, carried) = header;
+            let own = u32::from(slot) * GEOMETRY.slot_bytes / BLOCK_ALIGN as u32;
+            let header = Header {
+                generation: 1,
+                slot,
+                kind: if request { Kind::Request } else { Kind::Response },
+                status: Status::Ok,
+                epoch,
+                invocation: payload[0],
+                function,
+                code: 0,
+                payload_len,
+                block: own,
+                reply_block: if request { own } else { 0 },
+                reply_capacity: 8,
+                time_ns: payload[1],
+            };
+            let line = Line::default();
+            line.publish(1, &header, (carried && payload_len <= 16).then_some(payload));
+            let mut words = line.words();
+            if change == 0 {
+                words[at] = word;
+            }
+            words
+        })
+    }
+
+    /// What a message is without anything kept.
+    fn anew(words: &Words, side: Side) -> Option<(Arrival, Option<Vec<u8>>)> {
+        let slot_blocks = GEOMETRY.slot_bytes / BLOCK_ALIGN as u32;
+        let Snapshot { header, carried } = unpack(words, slot_blocks);
+        let header = Header::from_words(&header).ok()?;
+        let arrival = check::checked(GEOMETRY, side, header).ok()?;
+        let bytes = [words[4].to_le_bytes(), words[5].to_le_bytes()].concat();
+        let payload = carried.then(|| bytes.get(..header.payload_len as usize).map(<[u8]>::to_vec));
+        match payload {
+            Some(None) => None,
+            payload => Some((arrival, payload.flatten())),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_kept_says_what_a_check_anew_says(lines in proptest::collection::vec(words(), 1..60)) {
+            for side in [Side::Client, Side::Worker] {
+                let mut kept = Kept::new(GEOMETRY, side);
+                for words in &lines {
+                    let taken = kept.take(&Line::of(words)).map(|taken| taken.arrival(side)).ok();
+                    let seen = taken.map(|arrival| {
+                        let payload = kept.carried(arrival.payload()).map(<[u8]>::to_vec);
+                        (arrival, payload)
+                    });
+                    prop_assert_eq!(seen, anew(words, side));
+                }
+            }
+        }
+    }
 }

@@ -21,9 +21,11 @@ use gleaner_proto::header::{HEADER_LEN, Header, Kind, Words};
 const WORDS: usize = HEADER_LEN / 8;
 const FIRST: usize = 0;
 const EPOCH: usize = 1;
+const INVOCATION: usize = 2;
 const FUNCTION: usize = 3;
 const PAYLOAD: usize = 4;
 const REPLY: usize = 5;
+const TIME: usize = 6;
 const NUMBER: usize = WORDS - 1;
 
 /// Bits of the first word where the slot is.
@@ -41,7 +43,7 @@ pub(crate) const CARRIED_MAX: usize = 16;
 pub(crate) type CarriedWords = [u64; 2];
 
 /// A header's place in a ring.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(transparent)]
 pub(crate) struct Line([AtomicU64; WORDS]);
 
@@ -66,27 +68,21 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    #[inline(always)]
     pub(crate) fn of(words: &Words) -> Self {
         let (epoch, function) = (words[EPOCH], words[FUNCTION]);
-        Self { first: first(words), epoch, function, lengths: carried(words) }
+        let lengths = [words[PAYLOAD], words[REPLY]];
+        Self { first: (words[FIRST] >> SLOT_SHIFT) as u32, epoch, function, lengths }
     }
 
-    /// The slot that a line names.
+    /// Whether the message in a line, of this first word, has this shape and is good beyond it. Each word is looked at once.
     #[inline(always)]
-    pub(crate) fn slot(words: &Words) -> u16 {
-        first(words) as u16
-    }
-
-    /// Whether these words have this shape, and are good beyond it.
-    #[inline(always)]
-    pub(crate) fn is_of(&self, words: &Words) -> bool {
-        self.first == first(words)
-            && self.epoch == words[EPOCH]
-            && self.function == words[FUNCTION]
-            && words[FIRST] as u32 != 0
-            && words[NUMBER] >> 32 == 0
-            && (self.carries() || self.lengths == carried(words))
+    pub(crate) fn is_of(&self, first: u64, line: &Line) -> bool {
+        self.first == (first >> SLOT_SHIFT) as u32
+            && first as u32 != 0
+            && self.epoch == line.word(EPOCH)
+            && self.function == line.word(FUNCTION)
+            && line.word(NUMBER) >> 32 == 0
+            && (self.carries() || self.lengths == line.carried())
     }
 
     #[inline(always)]
@@ -95,16 +91,16 @@ impl Shape {
     }
 }
 
-/// The payload, if these words carry it.
+/// The slot that a first word names.
 #[inline(always)]
-pub(crate) fn carried(words: &Words) -> CarriedWords {
-    [words[PAYLOAD], words[REPLY]]
+pub(crate) fn slot_of(first: u64) -> u16 {
+    (first >> SLOT_SHIFT) as u16
 }
 
-/// The upper half of the first word.
+/// The generation that a first word names.
 #[inline(always)]
-fn first(words: &Words) -> u32 {
-    (words[FIRST] >> SLOT_SHIFT) as u32
+pub(crate) fn generation_of(first: u64) -> u32 {
+    first as u32
 }
 
 impl Line {
@@ -114,19 +110,42 @@ impl Line {
         self.0[NUMBER].load(Ordering::Acquire) as u32 == sequence
     }
 
+    #[inline(always)]
+    fn word(&self, at: usize) -> u64 {
+        self.0[at].load(Ordering::Relaxed)
+    }
+
+    /// The first word: of the message in the line if it [holds](Self::holds) one.
+    #[inline(always)]
+    pub(crate) fn first(&self) -> u64 {
+        self.word(FIRST)
+    }
+
+    /// The message's own number and time, which are good whatever they are.
+    #[inline(always)]
+    pub(crate) fn own(&self) -> (u64, u64) {
+        (self.word(INVOCATION), self.word(TIME))
+    }
+
+    /// The payload, if the line carries one.
+    #[inline(always)]
+    pub(crate) fn carried(&self) -> CarriedWords {
+        [self.word(PAYLOAD), self.word(REPLY)]
+    }
+
     /// The block that is named here, of whichever message; `None` if the line carries the payload.
     #[inline]
     pub(crate) fn block(&self) -> Option<u32> {
-        let carries = self.0[FIRST].load(Ordering::Relaxed) & CARRIES != 0;
-        (!carries).then(|| (self.0[PAYLOAD].load(Ordering::Relaxed) >> 32) as u32)
+        let carries = self.first() & CARRIES != 0;
+        (!carries).then(|| (self.word(PAYLOAD) >> 32) as u32)
     }
 
     /// What lies here, each word read once.
     #[inline(always)]
     pub(crate) fn words(&self) -> Words {
         let mut words = Words::default();
-        for (copy, word) in words.iter_mut().zip(&self.0) {
-            *copy = word.load(Ordering::Relaxed);
+        for (at, copy) in words.iter_mut().enumerate() {
+            *copy = self.word(at);
         }
         words
     }
@@ -213,6 +232,14 @@ fn word(bytes: &[u8]) -> u64 {
 }
 
 #[cfg(test)]
+impl Line {
+    /// A line that holds these words.
+    pub(super) fn of(words: &Words) -> Self {
+        Self(words.map(AtomicU64::new))
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use gleaner_proto::header::Status;
 
@@ -242,7 +269,7 @@ mod tests {
 
     #[test]
     fn a_line_gives_back_what_was_published_under_its_number_alone() {
-        let line = Line(Default::default());
+        let line = Line::default();
         assert!(!line.holds(1));
         let header = header(Kind::Request);
         line.publish(u32::MAX, &header, None);
@@ -256,7 +283,7 @@ mod tests {
     #[test]
     fn a_carried_payload_comes_back_beside_the_whole_header() {
         for kind in [Kind::Request, Kind::Response] {
-            let (line, header) = (Line(Default::default()), header(kind));
+            let (line, header) = (Line::default(), header(kind));
             assert!(may_carry(&header, SLOT_BLOCKS));
             let words = carried_words(b"hello");
             line.publish(1, &header, Some(words));

@@ -27,7 +27,7 @@ use std::{
 };
 
 use bell::Sleep;
-use gleaner_proto::header::{self, BLOCK_ALIGN, Header};
+use gleaner_proto::header::{BLOCK_ALIGN, Header};
 use kept::Kept;
 pub use layout::{Direction, Half, Layout};
 use line::{carried_words, may_carry};
@@ -62,6 +62,8 @@ pub struct ShmLink {
     expected: Option<usize>,
     /// Empty polls since the socket was looked at.
     idle_polls: u32,
+    /// The last message's slot.
+    last_slot: u16,
     /// A poll was empty since the last message.
     waited: bool,
     /// The last message was here before it was looked for: there are several at a time.
@@ -98,6 +100,7 @@ impl ShmLink {
             polled: 0,
             expected: None,
             idle_polls: 0,
+            last_slot: 0,
             waited: true,
             pipelined: false,
             holds: false,
@@ -114,28 +117,19 @@ impl ShmLink {
         self.segment.line(&self.inbound, next).holds(next)
     }
 
-    /// Takes the message with this number, which is here.
+    /// No message is here.
     #[inline(always)]
-    fn take(
-        &mut self,
-        sequence: u32,
-        words: header::Words,
-    ) -> Result<Option<Arrival>, Box<LinkError>> {
-        self.polled = sequence;
-        self.segment.taken(&self.inbound).store(sequence, Ordering::Release);
-        if self.asked {
-            self.withdraw();
+    fn found_none(&mut self) -> Result<Option<Arrival>, Box<LinkError>> {
+        self.waited = true;
+        // The payload is written before the line: so it is on its way while we still wait for the line.
+        if let Some(at) = self.expected {
+            self.segment.prefetch(&self.inbound, at);
         }
-        // The client's own count says when it was the only one.
-        let waited = std::mem::take(&mut self.waited);
-        self.pipelined = !waited && self.posted != self.polled;
-        if self.pipelined {
-            self.segment.prefetch_payload_of(&self.inbound, sequence.wrapping_add(1));
+        self.idle_polls += 1;
+        if self.idle_polls >= LIVENESS_POLLS || self.closed {
+            self.ask_if_closed().map_err(failed)?;
         }
-        let place = self.kept.take(words)?;
-        // First: what is read before a store stays in a register until it is used.
-        self.expected = place.line();
-        Ok(Some(place.arrival(&words, self.side)))
+        Ok(None)
     }
 
     /// After many empty polls, or when the peer is known to be gone: asks the socket.
@@ -230,13 +224,6 @@ impl ShmLink {
         self.asked = !ready;
         ready
     }
-
-    /// Tells the peer that we look by ourselves again.
-    #[cold]
-    fn withdraw(&mut self) {
-        bell::withdraw(self.segment.sleeping(&self.inbound));
-        self.asked = false;
-    }
 }
 
 impl Link for ShmLink {
@@ -291,20 +278,25 @@ impl Link for ShmLink {
         self.ring_if_due().map_err(failed)?;
         let next = self.polled.wrapping_add(1);
         let line = self.segment.line(&self.inbound, next);
-        if line.holds(next) {
-            let words = line.words();
-            return self.take(next, words);
+        if !line.holds(next) {
+            return self.found_none();
         }
-        self.waited = true;
-        // The payload is written before the line: so it is on its way while we still wait for the line.
-        if let Some(at) = self.expected {
-            self.segment.prefetch(&self.inbound, at);
+        let taken = self.kept.take(line)?;
+        self.polled = next;
+        self.segment.taken(&self.inbound).store(next, Ordering::Release);
+        if self.asked {
+            self.asked = false;
+            withdraw(&self.segment, &self.inbound);
         }
-        self.idle_polls += 1;
-        if self.idle_polls >= LIVENESS_POLLS || self.closed {
-            self.ask_if_closed().map_err(failed)?;
+        // One at a time always finds the same slot free.
+        let other = std::mem::replace(&mut self.last_slot, taken.slot()) != taken.slot();
+        self.pipelined = other & !std::mem::take(&mut self.waited);
+        if self.pipelined {
+            self.segment.prefetch_payload_of(&self.inbound, next.wrapping_add(1));
         }
-        Ok(None)
+        self.expected = taken.line();
+        // Last: what is read before a store has to be kept somewhere.
+        Ok(Some(taken.arrival(self.side)))
     }
 
     #[inline(always)]
@@ -346,7 +338,8 @@ impl Link for ShmLink {
                 .wait(left.min(FUTEX_SLICE))
                 .map_err(|source| LinkError::Io { step: "sleep on the futex", source })?;
         }
-        self.withdraw();
+        withdraw(&self.segment, &self.inbound);
+        self.asked = false;
         Ok(())
     }
 
@@ -378,6 +371,12 @@ impl Drop for ShmLink {
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
         let _ = self.ring();
     }
+}
+
+/// Tells the peer that we look by ourselves again.
+#[cold]
+fn withdraw(segment: &Segment, inbound: &Half) {
+    bell::withdraw(segment.sleeping(inbound));
 }
 
 fn system(step: &'static str, error: nix::Error) -> LinkError {
