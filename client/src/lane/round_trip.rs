@@ -179,16 +179,18 @@ impl Call {
         }
     }
 
-    /// Whether a message is its good answer, where that may be.
+    /// Whether a message is its good answer, where that may be. Compared as one: what else the message says is then not read.
     #[inline(always)]
     fn is_answered_by(&self, arrival: &Arrival) -> bool {
-        let (Header { slot, generation, .. }, block) = (arrival.header, arrival.block);
-        let Header { invocation, epoch, status, .. } = arrival.header;
-        (slot, generation) == (self.errand.slot, self.generation)
-            && (invocation, epoch) == (self.number, self.epoch)
-            && status == Status::Ok
-            && block.offset == self.errand.own.offset
-            && block.capacity <= self.errand.capacity
+        let (Arrival { header, block, .. }, Errand { slot, own, capacity, .. }) =
+            (arrival, self.errand);
+        let differs = u64::from(header.slot ^ slot)
+            | u64::from(header.generation ^ self.generation)
+            | (header.invocation ^ self.number)
+            | (header.epoch ^ self.epoch)
+            | (header.status as u64 ^ Status::Ok as u64)
+            | (block.offset ^ own.offset);
+        (differs == 0) & (block.capacity <= capacity)
     }
 }
 

@@ -2,10 +2,7 @@
 //! allocation of its own.
 #![forbid(unsafe_code)]
 
-use gleaner_fabric::{
-    Arrival, Block, Link, LinkError,
-    clock::{self, Clock},
-};
+use gleaner_fabric::{Arrival, Block, Link, LinkError, clock};
 use gleaner_function::abi::{self, RawContext};
 use gleaner_proto::header::{GUARD_LEN, Header, Kind, Status};
 
@@ -47,8 +44,6 @@ struct Done {
     len: usize,
     /// The reply's length that the function wanted, if that was too much.
     wanted: usize,
-    /// When the function ran; `None` if it was not entered.
-    ran: Option<Ran>,
 }
 
 /// A function's time, in ticks.
@@ -105,41 +100,47 @@ impl Runner {
             let (slot, block, len) = (header.slot, header.block, header.payload_len);
             return Err(LinkError::Range { slot, block, len });
         };
-        let done = self.run(link, &arrival, reply, place, slot);
-        let posted = link.post(reply, &done.response(header, self.shared.clock));
+        let called = match self.wanted(header, slot) {
+            Ok(called) => called,
+            Err(status) => return refuse(link, reply, *header, status),
+        };
+        let (done, ran) = self.run(link, &arrival, called, reply, place, slot);
+        let posted = link.post(reply, &done.response(header, self.shared.clock.ns(ran.ticks)));
         // While the reply is on its way.
-        if let Some(ran) = done.ran {
-            meter.call(ran);
-        }
+        meter.call(ran);
         if done.status == Status::Overflow {
             fault::overflow(place, header.invocation);
         }
         posted.map(|()| true)
     }
 
-    /// Runs the call that has arrived, unless it is not wanted any more, and leaves its reply in `reply`.
+    /// The function of a call that is still wanted; or why it is not run.
+    #[inline(always)]
+    fn wanted(&mut self, header: &Header, slot: Slot<'static>) -> Result<Called, Status> {
+        if header.epoch != self.shared.board.epoch() {
+            return Err(Status::Stale);
+        }
+        if slot.cancelled(header.invocation) {
+            return Err(Status::Cancelled);
+        }
+        self.called(header.function).ok_or(Status::UnknownFunction)
+    }
+
+    /// Runs the call that has arrived, and leaves its reply in `reply`.
     #[inline(always)]
     fn run<L: Link + ?Sized>(
         &mut self,
         link: &mut L,
         arrival: &Arrival,
+        called: Called,
         reply: Block,
         place: Place,
         slot: Slot<'static>,
-    ) -> Done {
+    ) -> (Done, Ran) {
         let header = &arrival.header;
-        if header.epoch != self.shared.board.epoch() {
-            return Done::not_run(Status::Stale);
-        }
-        if slot.cancelled(header.invocation) {
-            return Done::not_run(Status::Cancelled);
-        }
-        let Some(called) = self.called(header.function) else {
-            return Done::not_run(Status::UnknownFunction);
-        };
         let (input, output) = link.exchange(arrival.payload(), reply);
         let capacity = reply.capacity as usize;
-        if let Some(guard) = guard(output, capacity) {
+        if let Some(guard) = output.last_chunk_mut::<GUARD_LEN>() {
             *guard = [GUARD_BYTE; GUARD_LEN];
         }
         slot.set(header.invocation, Phase::Started);
@@ -149,12 +150,15 @@ impl Runner {
         let until = clock::ticks();
         let ran = Ran { ticks: until.wrapping_sub(begun), until };
         fault::leave();
-        if !guard(output, capacity).is_some_and(|guard| is_untouched(guard)) {
+        let Some((output, guard)) = output.split_last_chunk_mut::<GUARD_LEN>() else {
+            return (Done::nothing(Status::Overflow), ran);
+        };
+        if !is_untouched(guard) {
             // Not finished: the lane answers, then ends this process.
-            return Done { ran: Some(ran), ..Done::not_run(Status::Overflow) };
+            return (Done::nothing(Status::Overflow), ran);
         }
         slot.set(header.invocation, Phase::Finished);
-        self.done(&returned, &mut output[..capacity], ran)
+        (self.done(&returned, output), ran)
     }
 
     /// Ends every function's state. The lease is over.
@@ -254,18 +258,17 @@ impl Runner {
     }
 
     #[inline(always)]
-    fn done(&self, returned: &Returned, output: &mut [u8], ran: Ran) -> Done {
-        let (code, ran) = (returned.code as u32, Some(ran));
+    fn done(&self, returned: &Returned, output: &mut [u8]) -> Done {
         match *returned {
             Returned { code: 0, len } if len <= output.len() => {
-                Done { status: Status::Ok, code, len, wanted: 0, ran }
+                Done { len, ..Done::nothing(Status::Ok) }
             }
             Returned { code: 0, len: wanted } => {
-                Done { status: Status::ReplyTooLarge, code, len: 0, wanted, ran }
+                Done { wanted, ..Done::nothing(Status::ReplyTooLarge) }
             }
-            _ => {
+            Returned { code, .. } => {
                 let len = self.copy_message(output);
-                Done { status: Status::FunctionError, code, len, wanted: 0, ran }
+                Done { code: code as u32, len, ..Done::nothing(Status::FunctionError) }
             }
         }
     }
@@ -280,10 +283,17 @@ impl Runner {
     }
 }
 
-/// What lies after an output's capacity, of a length that the compiler knows.
-#[inline]
-fn guard(output: &mut [u8], capacity: usize) -> Option<&mut [u8; GUARD_LEN]> {
-    output.get_mut(capacity..)?.first_chunk_mut()
+/// Answers a call that is not run.
+#[cold]
+#[inline(never)]
+fn refuse<L: Link + ?Sized>(
+    link: &mut L,
+    reply: Block,
+    request: Header,
+    status: Status,
+) -> Result<bool, LinkError> {
+    link.post(reply, &Done::nothing(status).response(&request, 0))?;
+    Ok(true)
 }
 
 /// A word at a time, and all of them: that is shorter than a call which compares bytes.
@@ -295,13 +305,15 @@ fn is_untouched(guard: &[u8; GUARD_LEN]) -> bool {
 }
 
 impl Done {
-    fn not_run(status: Status) -> Self {
-        Self { status, code: 0, len: 0, wanted: 0, ran: None }
+    /// Ended so, without a reply.
+    #[inline(always)]
+    fn nothing(status: Status) -> Self {
+        Self { status, code: 0, len: 0, wanted: 0 }
     }
 
     /// The reply's header.
     #[inline(always)]
-    fn response(&self, request: &Header, clock: Clock) -> Header {
+    fn response(&self, request: &Header, time_ns: u64) -> Header {
         Header {
             kind: Kind::Response,
             status: self.status,
@@ -310,7 +322,7 @@ impl Done {
             block: request.reply_block,
             reply_block: 0,
             reply_capacity: u32::try_from(self.wanted).unwrap_or(u32::MAX),
-            time_ns: self.ran.map_or(0, |ran| clock.ns(ran.ticks)),
+            time_ns,
             ..*request
         }
     }

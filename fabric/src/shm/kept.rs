@@ -190,7 +190,7 @@ mod tests {
     /// A line as it was written: a good message, with what a hostile writer may have done to one of its words.
     fn words() -> impl Strategy<Value = Words> {
         let header = (0u16..4, any::<bool>(), 0u64..2, 0u32..3, 0u32..20, any::<bool>());
-        let changed = (0usize..8, any::<u64>(), 0u32..4);
+        let changed = (0usize..8, any::<u64>(), 0u32..8);
         (header, any::<[u64; 2]>(), changed).prop_map(|(header, payload, (at, word, change))| {
             let (slot, request, epoch, function, payload_len, carried) = header;
             let own = u32::from(slot) * GEOMETRY.slot_bytes / BLOCK_ALIGN as u32;
@@ -212,8 +212,12 @@ mod tests {
             let line = Line::default();
             line.publish(1, &header, (carried && payload_len <= 16).then_some(payload));
             let mut words = line.words();
-            if change == 0 {
-                words[at] = word;
+            match change {
+                0 => words[at] = word,
+                // No generation; reserved bytes in use.
+                1 => words[0] &= !0xFFFF_FFFF,
+                2 => words[7] |= 1 << 40,
+                _ => {}
             }
             words
         })
