@@ -56,7 +56,12 @@ pub fn checked(geometry: Geometry, side: Side, header: Header) -> Result<Arrival
 
 /// The block that a message names: its own slot's, or one in the arena.
 #[inline(always)]
-fn place(geometry: Geometry, slot: u16, block: u32, len: u32) -> Result<Block, LinkError> {
+pub(crate) fn place(
+    geometry: Geometry,
+    slot: u16,
+    block: u32,
+    len: u32,
+) -> Result<Block, LinkError> {
     if slot >= geometry.window {
         return Err(LinkError::Range { slot, block, len });
     }
