@@ -56,12 +56,7 @@ pub fn checked(geometry: Geometry, side: Side, header: Header) -> Result<Arrival
 
 /// The block that a message names: its own slot's, or one in the arena.
 #[inline(always)]
-pub(crate) fn place(
-    geometry: Geometry,
-    slot: u16,
-    block: u32,
-    len: u32,
-) -> Result<Block, LinkError> {
+fn place(geometry: Geometry, slot: u16, block: u32, len: u32) -> Result<Block, LinkError> {
     if slot >= geometry.window {
         return Err(LinkError::Range { slot, block, len });
     }

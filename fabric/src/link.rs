@@ -29,12 +29,6 @@ pub struct Block {
 }
 
 impl Block {
-    /// The block that a header names.
-    #[inline]
-    pub(crate) fn at(index: u32, capacity: u32) -> Self {
-        Self { offset: u64::from(index) * BLOCK_ALIGN as u64, capacity }
-    }
-
     /// The block in the header's units.
     #[inline]
     pub fn index(self) -> u32 {

@@ -42,7 +42,7 @@ struct Done {
     status: Status,
     code: u32,
     len: usize,
-    /// The reply's length that the function wanted, if that was too much.
+    /// The reply's length that the function wanted. Where it is the reply's own, over RDMA nothing has to be said of it.
     wanted: usize,
 }
 
@@ -261,7 +261,7 @@ impl Runner {
     fn done(&self, returned: &Returned, output: &mut [u8]) -> Done {
         match *returned {
             Returned { code: 0, len } if len <= output.len() => {
-                Done { len, ..Done::nothing(Status::Ok) }
+                Done { len, wanted: len, ..Done::nothing(Status::Ok) }
             }
             Returned { code: 0, len: wanted } => {
                 Done { wanted, ..Done::nothing(Status::ReplyTooLarge) }

@@ -24,6 +24,8 @@ fn payloads_of_any_size_come_back_hot_and_warm() {
             let reply = client.call_with(echo, &data, size);
             assert_eq!(reply.header.status, Status::Ok);
             assert!(reply.data == data, "{size} bytes came back changed");
+            // Or it would need its header over RDMA.
+            assert_eq!(reply.header.reply_capacity, size as u32);
         }
     }
 }

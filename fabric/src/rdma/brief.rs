@@ -1,6 +1,6 @@
-//! Messages without a header. A call is mostly like the one before it in its slot: in the same blocks, with room for as long a reply, under
-//! the same epoch, with the next number. What its header would say then, both ends know, but for its slot and its function, or the
-//! time that it took; so these travel in the immediate, and the payload alone is written. A payload that fills its packets takes no packet more than verbs alone, and a short one
+//! Messages without a header. A call is mostly like the one before it: in its own slot, under the same epoch, with the next number. What
+//! its header would say then, both ends know, but for its slot and its function, or the time that it took; so these travel in the
+//! immediate, and the payload alone is written. A payload that fills its packets takes no packet more than verbs alone, and a short one
 //! 64 bytes less.
 //!
 //! Both ends keep the same record of the requests that went from one to the other, in order. From it the receiver makes the header that an
@@ -10,10 +10,7 @@
 
 use gleaner_proto::header::{Header, Immediate, Kind, Status, brief_time, from_brief_time};
 
-use crate::{
-    check::place,
-    link::{Arrival, Block, Geometry, WINDOW_MAX},
-};
+use crate::link::{Arrival, Block, Geometry, WINDOW_MAX};
 
 /// What both ends know of the requests so far.
 #[derive(Debug)]
@@ -27,15 +24,11 @@ pub(super) struct Record {
     slots: Box<[Call]>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Call {
     generation: u32,
     function: u32,
     invocation: u64,
-    /// Where it lay, and where its reply does or may lie: the slot's own blocks, before its first.
-    block: u32,
-    reply_block: u32,
-    reply_capacity: u32,
 }
 
 impl Call {
@@ -47,18 +40,7 @@ impl Call {
 
 impl Record {
     pub(super) fn new(geometry: Geometry) -> Self {
-        let first = |slot| {
-            let own = geometry.slot(slot);
-            Call {
-                generation: 0,
-                function: 0,
-                invocation: 0,
-                block: own.index(),
-                reply_block: own.index(),
-                reply_capacity: own.capacity,
-            }
-        };
-        let slots = (0..geometry.window).map(first).collect();
+        let slots = vec![Call::default(); usize::from(geometry.window)].into();
         Self { geometry, epoch: 0, last: 0, next: 1, slots }
     }
 
@@ -66,11 +48,9 @@ impl Record {
     #[inline(always)]
     pub(super) fn note(&mut self, header: &Header) {
         let &Header { generation, function, invocation, epoch, .. } = header;
-        let &Header { block, reply_block, reply_capacity, .. } = header;
         self.next = invocation.wrapping_add(invocation.wrapping_sub(self.last));
         (self.last, self.epoch) = (invocation, epoch);
-        self.slots[usize::from(header.slot)] =
-            Call { generation, function, invocation, block, reply_block, reply_capacity };
+        self.slots[usize::from(header.slot)] = Call { generation, function, invocation };
     }
 
     /// What stands for this header, if it is the one that [`arrival`](Self::arrival) makes of it; a time may be rounded. One test of all
@@ -78,27 +58,26 @@ impl Record {
     #[inline(always)]
     pub(super) fn immediate(&self, header: &Header) -> Option<Immediate> {
         let call = &self.slots[usize::from(header.slot)];
+        let own = self.geometry.slot(header.slot).index();
         let (detail, short, long) = match header.kind {
             Kind::Request => (
                 header.function as u16,
                 (header.generation ^ call.next_generation())
                     | (header.function >> u16::BITS)
-                    | (header.block ^ call.block)
-                    | (header.reply_block ^ call.reply_block)
-                    | (header.reply_capacity ^ call.reply_capacity),
+                    | (header.reply_block ^ own)
+                    | (header.reply_capacity ^ self.geometry.slot_capacity()),
                 (header.invocation ^ self.next) | header.time_ns,
             ),
             Kind::Response => (
                 brief_time(header.time_ns)?,
                 (header.generation ^ call.generation)
                     | (header.function ^ call.function)
-                    | (header.block ^ call.reply_block)
                     | header.reply_block
                     | (header.reply_capacity ^ header.payload_len),
                 header.invocation ^ call.invocation,
             ),
         };
-        let short = short | header.code | header.status as u32;
+        let short = short | (header.block ^ own) | header.code | header.status as u32;
         let differs = u64::from(short) | long | (header.epoch ^ self.epoch);
         let slot = header.slot as u8;
         (differs == 0).then_some(Immediate::Brief { slot, detail })
@@ -110,13 +89,11 @@ impl Record {
     pub(super) fn arrival(&self, kind: Kind, slot: u8, detail: u16, len: u32) -> Option<Arrival> {
         let call = self.slots.get(usize::from(slot))?;
         let slot = u16::from(slot);
+        let own = self.geometry.slot(slot);
         let is_request = kind == Kind::Request;
-        if !is_request && call.generation == 0 {
+        if len > own.capacity || (!is_request && call.generation == 0) {
             return None;
         }
-        let index = if is_request { call.block } else { call.reply_block };
-        let block = place(self.geometry, slot, index, len).ok()?;
-        let reply = Block::at(call.reply_block, call.reply_capacity);
         let header = Header {
             generation: if is_request { call.next_generation() } else { call.generation },
             slot,
@@ -127,12 +104,13 @@ impl Record {
             function: if is_request { detail.into() } else { call.function },
             code: 0,
             payload_len: len,
-            block: index,
-            reply_block: if is_request { call.reply_block } else { 0 },
-            reply_capacity: if is_request { call.reply_capacity } else { len },
+            block: own.index(),
+            reply_block: if is_request { own.index() } else { 0 },
+            reply_capacity: if is_request { own.capacity } else { len },
             time_ns: if is_request { 0 } else { from_brief_time(detail) },
         };
-        Some(Arrival { header, block, reply: is_request.then_some(reply) })
+        let block = Block { capacity: len, ..own };
+        Some(Arrival { header, block, reply: is_request.then_some(own) })
     }
 }
 
@@ -227,27 +205,6 @@ mod tests {
     }
 
     #[test]
-    fn large_payloads_like_the_ones_before_need_none_either() {
-        let mut both = Both::new();
-        let block = (GEOMETRY.arena_offset() / 64) as u32;
-        let large = |number| Header {
-            payload_len: 300_000,
-            block,
-            reply_block: block + 64,
-            reply_capacity: 200_000,
-            ..request(number, 1, number as u32)
-        };
-        assert_eq!([1, 2, 3].map(|number| both.ask(&large(number))), [false, true, true]);
-        let reply = Header { block: block + 64, ..response(&large(3), 150_000, 0) };
-        assert_eq!(both.answer(&reply), (true, reply));
-        // Other blocks are told once, and are usual then.
-        assert_eq!(
-            [4, 5].map(|number| both.ask(&request(number, 1, number as u32))),
-            [false, true]
-        );
-    }
-
-    #[test]
     fn what_is_unusual_has_its_header() {
         let mut both = Both::new();
         both.ask(&request(1, 0, 1));
@@ -297,12 +254,10 @@ mod tests {
                 call.payload_len = len;
                 call.function = function;
                 if !own {
-                    let block = |n: u32| (GEOMETRY.arena_offset() / 64) as u32 + n % 2 * 1024;
-                    (call.block, call.reply_block) = (block(time), block(time >> 1));
-                    call.reply_capacity = len + time % 2;
+                    call.block += 1;
                 }
                 both.ask(&call);
-                let reply = Header { block: call.reply_block, ..response(&call, len, time.into()) };
+                let reply = response(&call, len, time.into());
                 let (_, arrived) = both.answer(&reply);
                 prop_assert!(arrived.time_ns <= reply.time_ns);
                 prop_assert_eq!(Header { time_ns: reply.time_ns, ..arrived }, reply);
@@ -311,22 +266,18 @@ mod tests {
 
         /// A hostile peer's immediates are refused, or pass the check of headers that were sent.
         #[test]
-        fn any_brief_message_is_refused_or_lies_where_the_last_one_did(slot: u8, detail: u16, len in prop_oneof![0u32..5000, 1_048_300u32..1_048_600, any::<u32>()], side: bool) {
+        fn any_brief_message_is_refused_or_lies_in_its_slot(slot: u8, detail: u16, len in prop_oneof![0u32..5000, any::<u32>()], side: bool) {
             let mut record = Record::new(GEOMETRY);
             record.note(&request(1, 0, 1));
-            let arena = (GEOMETRY.arena_offset() / 64) as u32;
-            record.note(&Header { block: arena, reply_block: arena + 1, ..request(2, 1, 1) });
             let side = if side { Side::Client } else { Side::Worker };
             match record.arrival(side.takes(), slot, detail, len) {
                 Some(arrival) => {
                     prop_assert_eq!(checked(GEOMETRY, side, arrival.header).unwrap(), arrival);
-                    let in_arena = arrival.block.offset >= GEOMETRY.arena_offset();
-                    prop_assert_eq!(in_arena, slot == 1);
+                    prop_assert_eq!(arrival.block.offset, GEOMETRY.slot(slot.into()).offset);
                 }
                 None => {
-                    let unasked = side == Side::Client && slot > 1;
-                    let room = if slot == 1 { GEOMETRY.arena_bytes as u32 - 192 } else { GEOMETRY.slot_capacity() };
-                    let too_long = len > room;
+                    let unasked = side == Side::Client && slot != 0;
+                    let too_long = len > GEOMETRY.slot_capacity();
                     prop_assert!(u16::from(slot) >= GEOMETRY.window || unasked || too_long);
                 }
             }
