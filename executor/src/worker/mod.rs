@@ -10,6 +10,7 @@
 //! knows of calls lies on the [board](crate::board), which the agent owns.
 
 mod call;
+mod code;
 mod connection;
 mod elf;
 mod fault;
@@ -95,6 +96,7 @@ pub fn run(keeper: OwnedFd, agent: OwnedFd, rdma: Option<&Settings>) -> Result<(
         // Loads the library and the devices' drivers while nobody waits. Whether there are any, opening one will say.
         let _ = rdma::devices();
     }
+    code::forget();
     let confined = sandbox::enter(keeper, rdma, |lease| Lanes::start(lease.cores()))?;
     let served = serve(agent, confined.prepared, calibration.end(), confined.adapter);
     fault::orderly();
@@ -112,6 +114,7 @@ fn serve(
     fault::use_own_stack().map_err(io_step("set the fault stack"))?;
     lanes.tell_all(|| Mail::Start(shared))?;
     answer(shared, &FromWorker::Ready)?;
+    code::forget();
     let mut libraries = Libraries::new();
     let mut carrier = Carrier::Stream;
     loop {
