@@ -78,7 +78,7 @@ impl Calls {
         exchange: &mut impl Exchange,
     ) -> Result<(), Box<CallError>> {
         self.look_around();
-        let (session, lane) = self.next_turn();
+        let (session, lane) = self.turn();
         if !self.spin.is_warm()
             && settings.deadline.is_none()
             && let Some(open) = self.sessions.get_mut(session).and_then(Option::as_mut)
@@ -87,6 +87,7 @@ impl Calls {
             && let Some(&known) = open.functions.get(function as usize)
             && let Some(errand) = at.errand(len, settings.reply_capacity)
         {
+            self.next = (session + 1, lane);
             self.last_number += 1;
             let looks = self.spin.looks();
             let trip = at.round_trip(errand, (self.last_number, known), looks, exchange);

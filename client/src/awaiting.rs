@@ -144,7 +144,8 @@ impl Calls {
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         self.check_size(len, settings)?;
         let due = self.due;
-        let key = self.admit(function, settings, settings.due(), Listener::Nobody);
+        self.last_number += 1;
+        let key = self.record(function, settings, settings.due(), Listener::Nobody);
         // Behind those that wait already.
         let slot = if self.queue.is_empty() { self.prepare(len, settings) } else { None };
         let Some(place) = slot else {

@@ -193,7 +193,8 @@ impl Calls {
         if found.is_none() {
             found = self.await_slot(len, settings)?;
         }
-        let key = self.admit(function, settings, due, listener);
+        self.last_number += 1;
+        let key = self.record(function, settings, due, listener);
         match found {
             Some(place) => self.send(key.index, place, fill),
             None => self.enqueue(key.index, len, fill),
@@ -407,20 +408,7 @@ impl Calls {
         &self.calls[key.index as usize]
     }
 
-    /// A fresh call, in a place that may have been used before.
-    #[inline(always)]
-    pub(crate) fn admit(
-        &mut self,
-        function: u32,
-        settings: &Settings,
-        due: Option<Instant>,
-        listener: Listener,
-    ) -> CallKey {
-        self.last_number += 1;
-        self.record(function, settings, due, listener)
-    }
-
-    /// The record of the call with the last number.
+    /// The record of the call with the last number, in a place that may have been used before.
     #[inline(always)]
     pub(crate) fn record(
         &mut self,

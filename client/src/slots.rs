@@ -29,7 +29,8 @@ impl Calls {
     #[inline(always)]
     pub(crate) fn prepare(&mut self, len: u32, settings: &Settings) -> Option<Place> {
         for _ in 0..self.sessions.len() * self.wide() {
-            let (session, lane) = self.next_turn();
+            let (session, lane) = self.turn();
+            self.next = (session + 1, lane);
             let Some(open) = self.sessions[session].as_mut().filter(|s| s.closing.is_none()) else {
                 continue;
             };
@@ -52,7 +53,7 @@ impl Calls {
 
     /// Session after session, then lane after lane. Sessions come and go: what is out of range begins anew.
     #[inline(always)]
-    pub(crate) fn next_turn(&mut self) -> (usize, usize) {
+    pub(crate) fn turn(&self) -> (usize, usize) {
         let (mut session, mut lane) = self.next;
         if session >= self.sessions.len() {
             (session, lane) = (0, lane + 1);
@@ -60,7 +61,6 @@ impl Calls {
         if lane >= self.wide() {
             lane = 0;
         }
-        self.next = (session + 1, lane);
         (session, lane)
     }
 

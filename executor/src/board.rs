@@ -203,9 +203,15 @@ impl Board {
         self.words.word(HEAD_EPOCH).load(Acquire)
     }
 
+    /// Worker: whether a call that carries this epoch may start.
+    #[inline]
+    pub fn admits(&self, epoch: u64) -> bool {
+        epoch == self.epoch() && epoch != FENCED
+    }
+
     /// Agent: from now on no call that has not started may start.
     pub fn fence(&self) {
-        self.words.word(HEAD_EPOCH).store(0, Release);
+        self.words.word(HEAD_EPOCH).store(FENCED, Release);
     }
 
     /// The slots of a lane of a session, if the board has them.
@@ -415,6 +421,8 @@ impl Place {
 }
 
 const CLAIMED: u64 = u64::MAX;
+/// No grant's epoch.
+const FENCED: u64 = 0;
 
 impl FaultCause {
     fn encode(self) -> u64 {

@@ -264,3 +264,19 @@ fn with_no_node_left_and_no_fallback_calls_end_and_say_why() {
     service.harvester.book().held.clear();
     wait_until("the pool has a lease again", PATIENCE, || spin.invoke(&millis(1)).is_ok());
 }
+
+#[test]
+fn calls_go_round_the_cores_of_a_lease_however_their_caller_waits() {
+    let service = Service::start(&["n1"]);
+    for waiting in [Waiting::Hot, Waiting::Warm] {
+        let pool = service.client().acquire(request().cores(2).waiting(waiting)).unwrap();
+        let about = pool.function(&functions(), "about").unwrap();
+        for settings in [about.clone(), about.deadline(PATIENCE)] {
+            let lanes: Vec<u8> = (0..6).map(|_| settings.invoke(b"").unwrap()[0]).collect();
+            let first = lanes[0];
+            let expected: Vec<u8> = (0..6).map(|call| (first + call) % 2).collect();
+            assert_eq!(lanes, expected, "{waiting:?}");
+        }
+        pool.release().unwrap();
+    }
+}

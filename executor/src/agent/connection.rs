@@ -283,7 +283,8 @@ async fn send_segment<S: Stream>(
 ) -> Result<OwnedFd, Refused> {
     let file = Segment::create(geometry).map_err(|error| internal(&error.to_string()))?;
     let frame = framing::encode(&FromAgent { message: Some(message) });
-    match stream.send_with_fd(&frame, file.as_fd()).await {
+    let sent = timeout(WRITE_TIMEOUT, stream.send_with_fd(&frame, file.as_fd())).await;
+    match sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Err(error) if error.kind() == io::ErrorKind::Unsupported => {
             let message = "shared memory is for clients on this node: connect to its local socket";
             Err(Refused { code: Code::Protocol, message: message.into() })
@@ -299,13 +300,16 @@ async fn ask<R>(
 ) -> Result<R, Refused> {
     let (reply, answer) = oneshot::channel();
     let ending = || internal("the executor is ending");
-    shared.inputs.send(input(reply)).await.map_err(|_| ending())?;
-    let late = |_| {
-        internal(&format!(
-            "this node could not serve the lease within {ADMISSION_TIMEOUT:?}: try again"
-        ))
+    let word = async {
+        shared.inputs.send(input(reply)).await.map_err(|_| ending())?;
+        answer.await.map_err(|_| ending())?
     };
-    timeout(ADMISSION_TIMEOUT, answer).await.map_err(late)?.map_err(|_| ending())?
+    let late = |_| {
+        let message =
+            format!("this node could not serve the lease within {ADMISSION_TIMEOUT:?}: try again");
+        Err(internal(&message))
+    };
+    timeout(ADMISSION_TIMEOUT, word).await.unwrap_or_else(late)
 }
 
 /// Why a session's stream is over.

@@ -63,7 +63,7 @@ struct Returned {
 
 impl Runner {
     pub(super) fn new(shared: &'static Shared, lane: u16) -> Self {
-        let mut error = Box::new([0; ERROR_BYTES]);
+        let error = Box::new([0; ERROR_BYTES]);
         let context = CallContext {
             raw: RawContext {
                 abi_version: abi::VERSION,
@@ -72,7 +72,7 @@ impl Runner {
                 reserved: 0,
                 invocation: 0,
                 state: State::none().pointer(),
-                error: error.as_mut_ptr().cast(),
+                error: std::ptr::null_mut(),
                 error_capacity: ERROR_BYTES,
                 remaining_ns: function::remaining_ns,
                 cancelled: function::cancelled,
@@ -117,7 +117,7 @@ impl Runner {
     /// The function of a call that is still wanted; or why it is not run.
     #[inline(always)]
     fn wanted(&mut self, header: &Header, slot: Slot<'static>) -> Result<Called, Status> {
-        if header.epoch != self.shared.board.epoch() {
+        if !self.shared.board.admits(header.epoch) {
             return Err(Status::Stale);
         }
         if slot.cancelled(header.invocation) {
@@ -243,6 +243,7 @@ impl Runner {
             time => clock::ticks().saturating_add(clock.ticks(time)),
         };
         self.context.raw.invocation = header.invocation;
+        self.context.raw.error = self.error.as_mut_ptr().cast();
         self.context.cancel = Some(slot.cancel_flag(header.invocation));
     }
 

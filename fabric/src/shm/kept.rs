@@ -22,7 +22,7 @@ pub(super) struct Kept {
 
 #[derive(Debug, Clone, Copy)]
 struct Place {
-    /// The default is no message's.
+    /// None before the first message.
     shape: Shape,
     arrival: Arrival,
     /// A request's reply block.
@@ -45,7 +45,7 @@ pub(super) struct Taken<'a> {
 impl Kept {
     pub(super) fn new(geometry: Geometry, side: Side) -> Self {
         let place = Place {
-            shape: Shape::default(),
+            shape: Shape::NONE,
             arrival: nothing(side),
             reply: Block { offset: 0, capacity: 0 },
             line: None,
@@ -217,6 +217,8 @@ mod tests {
                 // No generation; reserved bytes in use.
                 1 => words[0] &= !0xFFFF_FFFF,
                 2 => words[7] |= 1 << 40,
+                // What stands in a place before its first message.
+                3 => words = [1, 0, words[2], 0, 0, 0, words[6], 1],
                 _ => {}
             }
             words

@@ -57,7 +57,7 @@ pub(crate) struct Snapshot {
 }
 
 /// What a line says of all that its message can be refused for, beyond a generation.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Shape {
     /// Slot, kind, status, and whether and how much payload is carried.
     first: u32,
@@ -68,6 +68,9 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
+    /// No message's: its slot is beyond any window.
+    pub(crate) const NONE: Self = Self { first: u32::MAX, epoch: 0, function: 0, lengths: [0; 2] };
+
     pub(crate) fn of(words: &Words) -> Self {
         let (epoch, function) = (words[EPOCH], words[FUNCTION]);
         let lengths = [words[PAYLOAD], words[REPLY]];
