@@ -60,7 +60,7 @@ pub struct ShmLink {
     slot_blocks: u32,
     /// Where the payload of the last message lay, if it was small: with one call at a time the next one's lies there too.
     expected: Option<usize>,
-    /// Empty polls since the socket was looked at.
+    /// Empty polls since a message came or the socket was looked at.
     idle_polls: u32,
     /// The last message's slot.
     last_slot: u16,
@@ -282,7 +282,7 @@ impl Link for ShmLink {
             return self.found_none();
         }
         let taken = self.kept.take(line)?;
-        self.polled = next;
+        (self.polled, self.idle_polls) = (next, 0);
         self.segment.taken(&self.inbound).store(next, Ordering::Release);
         if self.asked {
             self.asked = false;

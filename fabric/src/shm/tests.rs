@@ -256,6 +256,25 @@ fn who_is_awake_gets_no_wake_up() {
 }
 
 #[test]
+fn only_who_gets_no_messages_asks_the_socket() {
+    let (mut client, mut worker) = ends(SMALL);
+    client.send_wake_up().unwrap();
+    let (socket, flags) = (worker.socket.as_raw_fd(), MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK);
+    let lies_there = || recv(socket, &mut [0], flags).is_ok();
+    let look = |worker: &mut ShmLink, polls| {
+        (0..polls).for_each(|_| assert!(worker.poll().unwrap().is_none()));
+    };
+    for number in 0..4 {
+        look(&mut worker, LIVENESS_POLLS / 2);
+        post_when_free(&mut client, Kind::Request, number);
+        worker.poll().unwrap().unwrap();
+    }
+    assert!(lies_there());
+    look(&mut worker, LIVENESS_POLLS);
+    assert!(!lies_there());
+}
+
+#[test]
 fn numbers_wrap() {
     let (mut client, mut worker) = ends(SMALL);
     let near = u32::MAX - 20;
