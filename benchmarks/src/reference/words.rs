@@ -1,7 +1,10 @@
-//! A second loop over shared memory, by other means than the baseline's: words of this process's own memory, read and written
-//! one atomic at a time, and the standard library's own parking.
+//! A second loop over shared memory, by other means than the baseline's: this process's own memory, a turn instead of a flag a
+//! message, and the standard library's own parking.
+// UNSAFETY: two threads share plain memory, by a word that says whose turn it is.
+#![allow(unsafe_code)]
 
 use std::{
+    cell::UnsafeCell,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -22,22 +25,23 @@ use crate::{
 const SPINS: u64 = 100_000;
 const PARKS: u64 = 5_000;
 
-/// A message: its first word says whose turn it is, the payload's words follow.
+/// A message: whose turn it is, and the payload behind it. What processors fetch together holds nothing else.
+#[repr(C, align(128))]
 struct Mailbox {
-    memory: Box<[AtomicU64]>,
-    /// The first word: at the start of two cache lines, which processors fetch together.
-    first: usize,
-    /// Words of payload.
-    words: usize,
+    turn: AtomicU64,
+    payload: UnsafeCell<[u8; PAYLOAD_MAX]>,
 }
 
-const PAIR_BYTES: usize = 128;
-const PAIR_WORDS: usize = PAIR_BYTES / size_of::<u64>();
+/// The largest payload that it is asked for.
+const PAYLOAD_MAX: usize = 4096;
+
+// SAFETY: the payload belongs to whose turn it is.
+unsafe impl Sync for Mailbox {}
 
 /// Both ends spin.
 pub(super) fn spinning(payload: usize, cpus: Cpus) -> Result<Reference> {
     let p50 = measure(payload, cpus, SPINS, false)?;
-    Ok(Reference::measured("second loop, atomic words", p50))
+    Ok(Reference::measured("second loop, turns", p50))
 }
 
 /// Both ends park their thread, which is a futex of the standard library's own.
@@ -47,63 +51,60 @@ pub(super) fn parking(payload: usize, cpus: Cpus) -> Result<Reference> {
 }
 
 fn measure(payload: usize, cpus: Cpus, trips: u64, parks: bool) -> Result<u64> {
-    let mailboxes = Arc::new([Mailbox::new(payload), Mailbox::new(payload)]);
+    ensure!(payload <= PAYLOAD_MAX, "the second loop has no room for {payload} bytes");
+    let mailboxes = Arc::new([Mailbox::new(), Mailbox::new()]);
     let (theirs, caller) = (mailboxes.clone(), thread::current());
-    let warm_up = trips / 10;
+    let trips_and_warm_up = trips + trips / 10;
     let peer = thread::spawn(move || -> Result<()> {
         pin(cpus.worker)?;
-        for turn in 1..=trips + warm_up {
-            let value = theirs[0].take(turn, parks);
-            theirs[1].give(turn, value, parks.then_some(&caller));
+        let [requests, replies] = &*theirs;
+        for turn in 1..=trips_and_warm_up {
+            replies.give(requests.take(turn, payload, parks), turn, parks.then_some(&caller));
         }
         Ok(())
     });
+    let [requests, replies] = &*mailboxes;
+    let (mut input, mut output) = (vec![0; payload], vec![0; payload]);
     let mut latencies = Latencies::new()?;
-    for turn in 1..=trips + warm_up {
+    for turn in 1..=trips_and_warm_up {
+        input[0] = turn as u8;
         let began = Instant::now();
-        mailboxes[0].give(turn, turn, parks.then(|| peer.thread()));
-        let value = mailboxes[1].take(turn, parks);
-        if turn > warm_up {
+        requests.give(&input, turn, parks.then(|| peer.thread()));
+        output.copy_from_slice(replies.take(turn, payload, parks));
+        if turn > trips / 10 {
             latencies.record(began.elapsed());
         }
-        ensure!(value == turn, "the second loop's reply is not what was sent");
+        ensure!(input == output, "the second loop's reply is not what was sent");
     }
     peer.join().map_err(|_| anyhow::anyhow!("the second loop's peer panicked"))??;
     Ok(latencies.p50())
 }
 
 impl Mailbox {
-    fn new(payload: usize) -> Self {
-        let words = payload.div_ceil(size_of::<u64>());
-        let room = (1 + words).next_multiple_of(PAIR_WORDS) + PAIR_WORDS;
-        let memory: Box<[_]> = (0..room).map(|_| AtomicU64::new(0)).collect();
-        let first = memory.as_ptr().align_offset(PAIR_BYTES);
-        Self { memory, first, words }
+    fn new() -> Self {
+        Self { turn: AtomicU64::new(0), payload: UnsafeCell::new([0; PAYLOAD_MAX]) }
     }
 
-    fn turn(&self) -> &AtomicU64 {
-        &self.memory[self.first]
-    }
-
-    fn payload(&self) -> &[AtomicU64] {
-        &self.memory[self.first + 1..][..self.words]
-    }
-
-    fn give(&self, turn: u64, value: u64, wake: Option<&Thread>) {
-        self.payload().iter().for_each(|word| word.store(value, Ordering::Relaxed));
-        self.turn().store(turn, Ordering::Release);
+    /// By who has the turn: who gave or took last.
+    fn give(&self, bytes: &[u8], turn: u64, wake: Option<&Thread>) {
+        // SAFETY: the other end has taken what was given before, and looks at nothing until the turn says so.
+        let payload = unsafe { &mut *self.payload.get() };
+        payload[..bytes.len()].copy_from_slice(bytes);
+        self.turn.store(turn, Ordering::Release);
         if let Some(thread) = wake {
             thread.unpark();
         }
     }
 
-    /// Waits for the turn; returns the value that every word has.
-    fn take(&self, turn: u64, parks: bool) -> u64 {
-        while self.turn().load(Ordering::Acquire) != turn {
+    /// Waits for the turn; the payload is as it was given until the answer is.
+    fn take(&self, turn: u64, len: usize, parks: bool) -> &[u8] {
+        while self.turn.load(Ordering::Acquire) != turn {
             if parks {
                 thread::park();
             }
         }
-        self.payload().iter().fold(u64::MAX, |all, word| all & word.load(Ordering::Relaxed))
+        // SAFETY: the other end waits for its answer, and writes nothing until then.
+        let payload = unsafe { &*self.payload.get() };
+        &payload[..len]
     }
 }
