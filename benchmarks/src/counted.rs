@@ -3,8 +3,7 @@
 
 use std::{thread, time::Duration};
 
-use anyhow::{Result, ensure};
-use gleaner_fabric::{Arrival, Link, LinkError, rdma::RdmaLink};
+use anyhow::Result;
 
 use crate::{
     link,
@@ -35,24 +34,18 @@ pub fn over_link(load: Load, trips: u64) -> Result<()> {
     let (request, mut reply) = (vec![7; load.request], vec![0; load.reply()]);
     for number in 0..trips {
         link::request(&mut client, load.work, number, &request)?;
-        let arrival = settled(&mut worker)?;
-        link::serve(&mut worker, load, &arrival)?;
-        let arrival = settled(&mut client)?;
-        ensure!(arrival.header.invocation == number, "a reply came out of turn");
-        reply.copy_from_slice(client.incoming(arrival.payload()));
+        pause();
+        while !link::serve(&mut worker, load)? {
+            pause();
+        }
+        pause();
+        while !link::reply(&mut client, number, &mut reply)? {
+            pause();
+        }
     }
     // Dropped, they would poll until all is confirmed: for longer on one day than on another.
     std::mem::forget((client, worker));
     Ok(())
-}
-
-fn settled(link: &mut RdmaLink) -> Result<Arrival, LinkError> {
-    loop {
-        pause();
-        if let Some(arrival) = link.poll()? {
-            return Ok(arrival);
-        }
-    }
 }
 
 fn pause() {

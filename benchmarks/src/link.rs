@@ -3,9 +3,9 @@
 
 use std::{os::unix::net::UnixStream, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use gleaner_fabric::{
-    Arrival, Geometry, Link, LinkError, Side,
+    Done, Expected, Found, Geometry, Link, LinkError, Side,
     rdma::{Adapter, RdmaLink, Settings, Unconnected},
 };
 use gleaner_proto::header::{BLOCK_ALIGN, GUARD_LEN, HEADER_LEN, Header, Kind, Status};
@@ -82,59 +82,64 @@ pub(crate) fn run_worker(client: UnixStream, waiting: Waiting, load: Load) -> Re
     peer::ready(&client)?;
     drop(client);
     loop {
-        match next(&mut worker, waiting) {
-            Ok(arrival) => serve(&mut worker, load, &arrival)?,
-            Err(LinkError::Closed) => return Ok(()),
+        match serve(&mut worker, load) {
+            Ok(false) if waiting == Waiting::Warm => worker.wait(WAIT)?,
+            Ok(_) => {}
+            Err(error) if matches!(*error, LinkError::Closed) => return Ok(()),
             Err(error) => bail!(error),
         }
     }
 }
 
-/// Answers one request.
-pub fn serve(worker: &mut RdmaLink, load: Load, arrival: &Arrival) -> Result<()> {
-    let reply = arrival.reply.context("a request without a place for its reply")?;
-    let (input, output) = worker.exchange(arrival.payload(), reply);
-    load.work.run(input, &mut output[..load.reply()]);
-    let payload_len = load.reply() as u32;
-    let kind = Kind::Response;
-    let (reply_block, reply_capacity) = (0, payload_len);
-    let header = Header { kind, payload_len, reply_block, reply_capacity, ..arrival.header };
-    Ok(worker.post(reply, &header)?)
+/// Answers one request, if there is one.
+pub fn serve(worker: &mut RdmaLink, load: Load) -> Result<bool, Box<LinkError>> {
+    worker.serve(&mut |_, input, output| {
+        let len = load.reply();
+        load.work.run(input, &mut output[..len]);
+        Done::Well { len, time_ns: 0 }
+    })
 }
 
 /// Sends request number `number` with what is in `fill`.
 pub fn request(client: &mut RdmaLink, work: Work, number: u64, fill: &[u8]) -> Result<()> {
-    let geometry = client.geometry();
-    let slot = (number % u64::from(geometry.window)) as u16;
-    let block = geometry.slot(slot);
+    let Expected { slot, generation, epoch, invocation, block } = expected(client, number);
     work.fill(client.outgoing(block), fill);
     let header = Header {
-        generation: (number / u64::from(geometry.window)) as u32 + 1,
+        generation,
         slot,
         kind: Kind::Request,
         status: Status::Ok,
-        epoch: 1,
-        invocation: number,
+        epoch,
+        invocation,
         function: 0,
         code: 0,
         payload_len: fill.len() as u32,
         block: block.index(),
         reply_block: block.index(),
-        reply_capacity: geometry.slot_capacity(),
+        reply_capacity: block.capacity,
         time_ns: 0,
     };
     Ok(client.post(block, &header)?)
 }
 
-fn next(link: &mut RdmaLink, waiting: Waiting) -> Result<Arrival, LinkError> {
-    loop {
-        if let Some(arrival) = link.poll()? {
-            return Ok(arrival);
+/// Looks for the reply to request number `number` once, and copies it. False: there is none.
+pub fn reply(client: &mut RdmaLink, number: u64, reply: &mut [u8]) -> Result<bool> {
+    match client.answer(&expected(client, number), 1)? {
+        Found::None => Ok(false),
+        Found::Reply(bytes) => {
+            reply.copy_from_slice(bytes);
+            Ok(true)
         }
-        if waiting == Waiting::Warm {
-            link.wait(WAIT)?;
-        }
+        Found::Other(arrival) => bail!("{:?} is not the reply to {number}", arrival.header),
     }
+}
+
+#[inline(always)]
+fn expected(client: &RdmaLink, number: u64) -> Expected {
+    let geometry = client.geometry();
+    let slot = (number % u64::from(geometry.window)) as u16;
+    let generation = (number / u64::from(geometry.window)) as u32 + 1;
+    Expected { slot, generation, epoch: 1, invocation: number, block: geometry.slot(slot) }
 }
 
 impl Transport for End {
@@ -145,12 +150,12 @@ impl Transport for End {
     }
 
     fn receive(&mut self, reply: &mut [u8]) -> Result<()> {
-        let arrival = next(&mut self.link, self.waiting)?;
-        if arrival.header.invocation != self.received {
-            bail!("a reply came out of turn");
+        while !self::reply(&mut self.link, self.received, reply)? {
+            if self.waiting == Waiting::Warm {
+                self.link.wait(WAIT)?;
+            }
         }
         self.received += 1;
-        reply.copy_from_slice(self.link.incoming(arrival.payload()));
         Ok(())
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     ended::Listener,
     error::CallError,
     function::Settings,
-    lane::Trip,
+    lane::{Errand, Trip},
 };
 
 #[cfg(doc)]
@@ -78,31 +78,63 @@ impl Calls {
         exchange: &mut impl Exchange,
     ) -> Result<(), Box<CallError>> {
         self.look_around();
+        match self.at_once(function, settings, len, exchange) {
+            Some(Trip::Read) => Ok(()),
+            trip => self.invoke_slowly(trip, function, settings, len, exchange),
+        }
+    }
+
+    /// Makes a call on the lane whose turn it is, if it is an ordinary one.
+    #[inline(always)]
+    fn at_once(
+        &mut self,
+        function: u32,
+        settings: &Settings,
+        len: usize,
+        exchange: &mut impl Exchange,
+    ) -> Option<Trip> {
         let (session, lane) = self.turn();
         if !self.spin.is_warm()
             && settings.deadline.is_none()
             && let Some(open) = self.sessions.get_mut(session).and_then(Option::as_mut)
             && open.closing.is_none()
             && let Some(at) = open.lanes.get_mut(lane)
-            && let Some(&known) = open.functions.get(function as usize)
-            && let Some(errand) = at.errand(len, settings.reply_capacity)
+            && let Some(&function) = open.functions.get(function as usize)
         {
-            self.next = (session + 1, lane);
-            self.last_number += 1;
-            let looks = self.spin.looks();
-            let trip = at.round_trip(errand, (self.last_number, known), looks, exchange);
-            if let Trip::Read = trip {
+            let Self { next, last_number, spin, .. } = self;
+            let begin = || {
+                *next = (session + 1, lane);
+                *last_number += 1;
+                Errand { number: *last_number, function, looks: spin.looks() }
+            };
+            let trip = at.round_trip(len, settings.reply_capacity, begin, exchange)?;
+            if trip == Trip::Read {
                 self.spin.answered();
                 self.stats.ok += 1;
-                return Ok(());
             }
-            self.spin.looked(looks);
-            let place = Place::new(session, lane, errand.slot);
-            let key = self.adopt(function, settings, place, trip);
-            return self.collect(key, &mut |reply| exchange.read(reply));
+            return Some(trip);
         }
-        let (listener, fill) = (Listener::Nobody, &mut |input: &mut [u8]| exchange.fill(input));
-        let key = self.submit(function, settings, listener, len, fill).map_err(Box::new)?;
+        None
+    }
+
+    /// Goes on with a call that remains, or makes one that does not fit.
+    #[cold]
+    #[inline(never)]
+    fn invoke_slowly(
+        &mut self,
+        trip: Option<Trip>,
+        function: u32,
+        settings: &Settings,
+        len: usize,
+        exchange: &mut impl Exchange,
+    ) -> Result<(), Box<CallError>> {
+        let key = match trip {
+            Some(_) => self.adopt(function, settings),
+            None => {
+                let fill = &mut |input: &mut [u8]| exchange.fill(input);
+                self.submit(function, settings, Listener::Nobody, len, fill).map_err(Box::new)?
+            }
+        };
         self.collect(key, &mut |reply| exchange.read(reply))
     }
 
@@ -119,22 +151,18 @@ impl Calls {
         self.invoke(function, settings, len, &mut Closures { fill, read })
     }
 
-    /// Gives the call in this place its record, and sees to what was found instead of its reply.
-    #[inline(never)]
-    fn adopt(&mut self, function: u32, settings: &Settings, place: Place, trip: Trip) -> CallKey {
+    /// Gives the call that remains of a trip its record, and sees to what was found instead of its reply.
+    fn adopt(&mut self, function: u32, settings: &Settings) -> CallKey {
+        self.spin.looked(self.spin.looks());
+        let (session, lane) = (self.next.0 - 1, self.next.1);
         let key = self.record(function, settings, None, Listener::Nobody);
-        self.calls[key.index as usize].state = State::Sent(place);
-        let Some(open) = self.sessions[place.session()].as_mut() else { return key };
-        open.lanes[place.lane()].adopt(place.slot, key.index);
-        match trip {
-            Trip::Read | Trip::Waits => {}
-            Trip::Broken(error) => open.close(error.to_string()),
-            Trip::Other(mut answer) => {
-                if answer.slot == place.slot {
-                    answer.call = Some(key.index);
-                }
-                self.answered(place.session(), place.lane(), answer);
-            }
+        let Some(open) = self.sessions[session].as_mut() else { return key };
+        let (slot, found) = open.lanes[lane].adopt(key.index);
+        self.calls[key.index as usize].state = State::Sent(Place::new(session, lane, slot));
+        match found {
+            Ok(None) => {}
+            Ok(Some(answer)) => self.answered(session, lane, answer),
+            Err(error) => open.close(error.to_string()),
         }
         key
     }

@@ -5,20 +5,23 @@
 
 mod round_trip;
 
-use gleaner_fabric::{AnyLink, Arena, Arrival, Block, Geometry, Link, LinkError, Payload};
+use gleaner_fabric::{
+    AnyLink, Arena, Arrival, Block, Expected, Geometry, Link, LinkError, Payload,
+};
 use gleaner_proto::header::{Header, Kind, Status};
 
 use crate::calls::{Fill, Read};
-pub(crate) use round_trip::Trip;
+use round_trip::Odd;
+pub(crate) use round_trip::{Errand, Trip};
 
 /// A lane.
 pub(crate) struct Lane {
     link: AnyLink,
     geometry: Geometry,
-    /// The grant epoch that its calls carry.
-    epoch: u64,
     free: Vec<u16>,
     slots: Box<[Slot]>,
+    /// What was found instead of a reply, for who adopts the call.
+    odd: Option<Odd>,
     requests: Arena,
     replies: Arena,
     payload_max: u64,
@@ -27,14 +30,12 @@ pub(crate) struct Lane {
 #[derive(Clone, Copy)]
 struct Slot {
     stage: Stage,
-    generation: u32,
+    /// The good answer to its call.
+    expected: Expected,
     /// Who waits for the answer; `None` if the caller gave up.
     call: Option<u32>,
-    invocation: u64,
-    /// The input's bytes.
-    len: u32,
+    /// The input, as long as its block. A slot that is free has its own blocks.
     request: Block,
-    reply: Block,
     /// Where the answer lies, once it has come.
     answer: Payload,
 }
@@ -80,24 +81,28 @@ pub(crate) enum LaneError {
 }
 
 impl Lane {
+    /// Its calls carry this grant epoch.
     pub(crate) fn new(link: AnyLink, epoch: u64) -> Self {
         let geometry = link.geometry();
         let slot = |slot| Slot {
             stage: Stage::Idle,
-            generation: 0,
+            expected: Expected {
+                slot,
+                generation: 0,
+                epoch,
+                invocation: 0,
+                block: geometry.slot(slot),
+            },
             call: None,
-            invocation: 0,
-            len: 0,
             request: geometry.slot(slot),
-            reply: geometry.slot(slot),
             answer: Payload { slot, len: 0, offset: 0 },
         };
         Self {
             link,
             geometry,
-            epoch,
             free: (0..geometry.window).rev().collect(),
             slots: (0..geometry.window).map(slot).collect(),
+            odd: None,
             requests: Arena::new(geometry),
             replies: Arena::new(geometry),
             payload_max: payload_max(geometry),
@@ -120,14 +125,14 @@ impl Lane {
     pub(crate) fn prepare(&mut self, len: u32, reply_capacity: u32) -> Option<u16> {
         let number = *self.free.last()?;
         let own = self.geometry.slot(number);
-        let request = block(&mut self.requests, own, len)?;
+        let mut request = block(&mut self.requests, own, len)?;
         let Some(reply) = block(&mut self.replies, own, reply_capacity) else {
-            give_back(&mut self.requests, own, request);
+            give_back(&mut self.requests, own, &mut request);
             return None;
         };
         self.free.pop();
         let slot = &mut self.slots[usize::from(number)];
-        (slot.len, slot.request, slot.reply) = (len, request, reply);
+        (slot.request, slot.expected.block) = (request, reply);
         Some(number)
     }
 
@@ -148,13 +153,12 @@ impl Lane {
         // First: if it panics, there is no such call.
         fill(input(&mut self.link, slot));
         slot.stage = Stage::Asked;
-        slot.generation = slot.generation.checked_add(1).unwrap_or(1);
         slot.call = Some(call.call);
-        slot.invocation = call.number;
+        slot.number(call.number);
         // Each kind of link gets a header of its own: one for both would have to lie in memory.
         match &mut self.link {
-            AnyLink::Shm(link) => send(&mut **link, number, slot, self.epoch, call),
-            AnyLink::Other(link) => send_other(&mut **link, number, slot, self.epoch, call),
+            AnyLink::Shm(link) => send(&mut **link, slot, call),
+            AnyLink::Other(link) => send_other(&mut **link, slot, call),
         }
     }
 
@@ -172,8 +176,8 @@ impl Lane {
     #[inline(always)]
     pub(crate) fn poll(&mut self) -> Result<Option<Answer>, Box<LaneError>> {
         match &mut self.link {
-            AnyLink::Shm(link) => take(&mut **link, &mut self.slots, self.epoch),
-            AnyLink::Other(link) => take_other(&mut **link, &mut self.slots, self.epoch),
+            AnyLink::Shm(link) => take(&mut **link, &mut self.slots),
+            AnyLink::Other(link) => take_other(&mut **link, &mut self.slots),
         }
     }
 
@@ -198,7 +202,7 @@ impl Lane {
 
     /// The number of the call in a slot, for the protocol.
     pub(crate) fn invocation(&self, slot: u16) -> u64 {
-        self.slots[usize::from(slot)].invocation
+        self.slots[usize::from(slot)].expected.invocation
     }
 
     /// The caller of this slot's call gave up: its answer frees the slot and goes nowhere.
@@ -213,8 +217,8 @@ impl Lane {
         used.stage = Stage::Idle;
         used.call = None;
         let own = self.geometry.slot(slot);
-        give_back(&mut self.requests, own, used.request);
-        give_back(&mut self.replies, own, used.reply);
+        give_back(&mut self.requests, own, &mut used.request);
+        give_back(&mut self.replies, own, &mut used.expected.block);
         self.free.push(slot);
     }
 
@@ -223,7 +227,7 @@ impl Lane {
         (0..)
             .zip(&self.slots)
             .filter(|(_, slot)| slot.stage == Stage::Asked)
-            .map(|(index, slot)| (index, slot.call, slot.invocation))
+            .map(|(index, slot)| (index, slot.call, slot.expected.invocation))
     }
 
     /// The link, for sleeping.
@@ -237,47 +241,52 @@ impl Lane {
     }
 }
 
+impl Slot {
+    /// A call of this number is next in it.
+    #[inline(always)]
+    fn number(&mut self, invocation: u64) {
+        let Expected { generation, .. } = self.expected;
+        self.expected.generation = generation.checked_add(1).unwrap_or(1);
+        self.expected.invocation = invocation;
+    }
+
+    /// The header of its call.
+    #[inline(always)]
+    fn header(&self, function: u32, time_ns: u64) -> Header {
+        let Expected { slot, generation, epoch, invocation, block: reply } = self.expected;
+        Header {
+            generation,
+            slot,
+            kind: Kind::Request,
+            status: Status::Ok,
+            epoch,
+            invocation,
+            function,
+            code: 0,
+            payload_len: self.request.capacity,
+            block: self.request.index(),
+            reply_block: reply.index(),
+            reply_capacity: reply.capacity,
+            time_ns,
+        }
+    }
+}
+
 /// Where a slot's input lies.
 #[inline(always)]
-fn input<'a>(link: &'a mut AnyLink, slot: &Slot) -> &'a mut [u8] {
-    &mut link.outgoing(slot.request)[..slot.len as usize]
+fn input<'a, L: Link + ?Sized>(link: &'a mut L, slot: &Slot) -> &'a mut [u8] {
+    &mut link.outgoing(slot.request)[..slot.request.capacity as usize]
 }
 
 #[inline(always)]
-fn send<L: Link + ?Sized>(
-    link: &mut L,
-    number: u16,
-    slot: &Slot,
-    epoch: u64,
-    call: &Invocation,
-) -> Result<(), LaneError> {
-    let header = Header {
-        generation: slot.generation,
-        slot: number,
-        kind: Kind::Request,
-        status: Status::Ok,
-        epoch,
-        invocation: call.number,
-        function: call.function,
-        code: 0,
-        payload_len: slot.len,
-        block: slot.request.index(),
-        reply_block: slot.reply.index(),
-        reply_capacity: slot.reply.capacity,
-        time_ns: call.time_ns,
-    };
-    Ok(link.post(slot.request, &header)?)
+fn send<L: Link + ?Sized>(link: &mut L, slot: &Slot, call: &Invocation) -> Result<(), LaneError> {
+    link.post(slot.request, &slot.header(call.function, call.time_ns))
+        .map_err(|error| LaneError::Link(*error))
 }
 
 #[inline(never)]
-fn send_other(
-    link: &mut dyn Link,
-    number: u16,
-    slot: &Slot,
-    epoch: u64,
-    call: &Invocation,
-) -> Result<(), LaneError> {
-    send(link, number, slot, epoch, call)
+fn send_other(link: &mut dyn Link, slot: &Slot, call: &Invocation) -> Result<(), LaneError> {
+    send(link, slot, call)
 }
 
 /// The next answer, if it fits a call that waits for one.
@@ -285,23 +294,17 @@ fn send_other(
 fn take<L: Link + ?Sized>(
     link: &mut L,
     slots: &mut [Slot],
-    epoch: u64,
 ) -> Result<Option<Answer>, Box<LaneError>> {
     let Some(arrival) = link.poll().map_err(broken)? else { return Ok(None) };
-    judge(&arrival, slots, epoch).map(Some)
+    judge(&arrival, slots).map(Some)
 }
 
 /// An arrival as the answer to the call in its slot.
 #[inline(always)]
-fn judge(arrival: &Arrival, slots: &mut [Slot], epoch: u64) -> Result<Answer, Box<LaneError>> {
+fn judge(arrival: &Arrival, slots: &mut [Slot]) -> Result<Answer, Box<LaneError>> {
     let header = &arrival.header;
-    let slot = slots.get_mut(usize::from(header.slot)).filter(|slot| {
-        let asked = slot.stage == Stage::Asked && slot.generation == header.generation;
-        let placed = slot.reply.offset == arrival.block.offset
-            && arrival.block.capacity <= slot.reply.capacity;
-        let ours = slot.invocation == header.invocation && epoch == header.epoch;
-        asked && ours && placed
-    });
+    let slot = slots.get_mut(usize::from(header.slot));
+    let slot = slot.filter(|slot| slot.stage == Stage::Asked && slot.expected.is_of(arrival));
     let slot = slot.ok_or_else(|| Box::new(LaneError::Unasked))?;
     slot.stage = Stage::Answered;
     slot.answer = arrival.payload();
@@ -315,12 +318,8 @@ fn broken(error: impl Into<LinkError>) -> Box<LaneError> {
 }
 
 #[inline(never)]
-fn take_other(
-    link: &mut dyn Link,
-    slots: &mut [Slot],
-    epoch: u64,
-) -> Result<Option<Answer>, Box<LaneError>> {
-    take(link, slots, epoch)
+fn take_other(link: &mut dyn Link, slots: &mut [Slot]) -> Result<Option<Answer>, Box<LaneError>> {
+    take(link, slots)
 }
 
 /// What an empty arena, or else a slot, has room for.
@@ -338,12 +337,13 @@ fn block(arena: &mut Arena, own: Block, payload: u32) -> Option<Block> {
     arena.take(payload)
 }
 
-/// Frees a block that [`block`] gave.
+/// Frees a block that [`block`] gave: the slot has its own again.
 #[inline]
-fn give_back(arena: &mut Arena, own: Block, block: Block) {
+fn give_back(arena: &mut Arena, own: Block, block: &mut Block) {
     if block.offset != own.offset {
-        arena.give_back(block);
+        arena.give_back(*block);
     }
+    *block = own;
 }
 
 #[cfg(test)]

@@ -203,10 +203,9 @@ impl Board {
         self.words.word(HEAD_EPOCH).load(Acquire)
     }
 
-    /// Worker: whether a call that carries this epoch may start.
-    #[inline]
-    pub fn admits(&self, epoch: u64) -> bool {
-        epoch == self.epoch() && epoch != FENCED
+    /// Worker: tells which calls may start.
+    pub fn gate(&self) -> Gate<'_> {
+        Gate(self.words.word(HEAD_EPOCH))
     }
 
     /// Agent: from now on no call that has not started may start.
@@ -305,6 +304,18 @@ impl Board {
     }
 }
 
+/// Which calls may start.
+#[derive(Debug, Clone, Copy)]
+pub struct Gate<'a>(&'a AtomicU64);
+
+impl Gate<'_> {
+    /// Whether a call that carries this epoch may start.
+    #[inline]
+    pub fn admits(self, epoch: u64) -> bool {
+        epoch == self.0.load(Acquire) && epoch != FENCED
+    }
+}
+
 /// What one lane has used, as its one thread sets it.
 #[derive(Debug, Clone, Copy)]
 pub struct Counters<'a>(&'a [AtomicU64; LANE_WORDS]);
@@ -329,6 +340,11 @@ impl Counters<'_> {
 pub struct Slots<'a>(&'a [[AtomicU64; SLOT_WORDS]]);
 
 impl<'a> Slots<'a> {
+    /// Whether there are so many.
+    pub fn hold(self, window: u16) -> bool {
+        self.0.len() >= usize::from(window)
+    }
+
     /// A slot's words, if there is that slot.
     #[inline]
     pub fn get(self, slot: u16) -> Option<Slot<'a>> {

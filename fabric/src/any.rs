@@ -7,7 +7,7 @@ use std::{os::fd::BorrowedFd, sync::atomic::AtomicU32, time::Duration};
 use gleaner_proto::header::Header;
 
 use crate::{
-    link::{Arrival, Block, Geometry, Link, LinkError, Payload},
+    link::{Arrival, Block, Expected, Found, Geometry, Link, LinkError, Payload, Run},
     shm::ShmLink,
 };
 
@@ -54,7 +54,7 @@ impl Link for AnyLink {
     }
 
     #[inline]
-    fn post(&mut self, block: Block, header: &Header) -> Result<(), LinkError> {
+    fn post(&mut self, block: Block, header: &Header) -> Result<(), Box<LinkError>> {
         on!(self, link => link.post(block, header))
     }
 
@@ -86,6 +86,14 @@ impl Link for AnyLink {
     #[inline]
     fn exchange(&mut self, payload: Payload, reply: Block) -> (&mut [u8], &mut [u8]) {
         on!(self, link => link.exchange(payload, reply))
+    }
+
+    fn answer(&mut self, expected: &Expected, looks: u32) -> Result<Found<'_>, Box<LinkError>> {
+        on!(self, link => link.answer(expected, looks))
+    }
+
+    fn serve(&mut self, run: Run<'_>) -> Result<bool, Box<LinkError>> {
+        on!(self, link => link.serve(run))
     }
 
     fn unsent(&self) -> bool {

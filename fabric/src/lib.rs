@@ -30,5 +30,8 @@ pub mod tune;
 pub use any::AnyLink;
 pub use arena::Arena;
 pub use check::Side;
-pub use link::{Arrival, Block, Geometry, Link, LinkError, Payload};
+pub use link::{
+    Arrival, Asked, Block, Done, Expected, Found, Geometry, Link, LinkError, Otherwise, Payload,
+    Run,
+};
 pub use shm::{Segment, SegmentError, ShmLink};

@@ -3,7 +3,7 @@
 use std::{os::fd::BorrowedFd, sync::atomic::AtomicU32, time::Duration};
 
 use gleaner_proto::header::{
-    BLOCK_ALIGN, BadHeader, GUARD_LEN, HEADER_LEN, Header, Immediate, Kind,
+    BLOCK_ALIGN, BadHeader, GUARD_LEN, HEADER_LEN, Header, Immediate, Kind, Status,
 };
 
 use crate::rdma::{DeviceFault, RdmaError, WorkStatus};
@@ -151,6 +151,141 @@ impl Arrival {
     }
 }
 
+/// A call that has arrived at its worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// Its slot.
+    pub slot: u16,
+    /// The grant epoch that it carries.
+    pub epoch: u64,
+    /// Its number.
+    pub invocation: u64,
+    /// The function that it asks for.
+    pub function: u32,
+    /// The time that it is left; 0: no bound.
+    pub time_ns: u64,
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Done {
+    /// With so many bytes of reply.
+    Well {
+        /// Bytes of reply.
+        len: usize,
+        /// Time inside the function.
+        time_ns: u64,
+    },
+    /// In another way.
+    Otherwise(Otherwise),
+}
+
+/// The same of a call that has no good reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Otherwise {
+    /// How.
+    pub status: Status,
+    /// The function's own code.
+    pub code: u32,
+    /// Bytes of message.
+    pub len: u32,
+    /// The reply's length that the function wanted.
+    pub wanted: u32,
+    /// Time inside the function.
+    pub time_ns: u64,
+}
+
+impl Done {
+    /// Ended so, without a word.
+    pub fn nothing(status: Status) -> Self {
+        Self::Otherwise(Otherwise { status, code: 0, len: 0, wanted: 0, time_ns: 0 })
+    }
+
+    /// The reply's header.
+    fn response(self, request: &Header) -> Header {
+        match self {
+            Self::Well { len, time_ns } => response(request, len as u32, time_ns),
+            Self::Otherwise(how) => how.response(request),
+        }
+    }
+}
+
+impl Otherwise {
+    /// The reply's header.
+    pub(crate) fn response(self, request: &Header) -> Header {
+        let Self { status, code, len, wanted, time_ns } = self;
+        Header { status, code, reply_capacity: wanted, ..response(request, len, time_ns) }
+    }
+}
+
+/// A good reply's header. Where the length that the function wanted is the reply's own, over RDMA nothing has to be said of it.
+#[inline(always)]
+pub(crate) fn response(request: &Header, len: u32, time_ns: u64) -> Header {
+    Header {
+        kind: Kind::Response,
+        status: Status::Ok,
+        code: 0,
+        payload_len: len,
+        block: request.reply_block,
+        reply_block: 0,
+        reply_capacity: len,
+        time_ns,
+        ..*request
+    }
+}
+
+/// Runs a call in place: its input, which is writable since functions in C may use it as room to work, and the room for its
+/// reply with the guard behind.
+pub type Run<'a> = &'a mut dyn FnMut(Asked, &mut [u8], &mut [u8]) -> Done;
+
+/// The good answer that a client waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expected {
+    /// In this slot.
+    pub slot: u16,
+    /// Of this generation.
+    pub generation: u32,
+    /// With this grant epoch.
+    pub epoch: u64,
+    /// To the call of this number.
+    pub invocation: u64,
+    /// In this block, and no longer than that.
+    pub block: Block,
+}
+
+/// What a client finds that waits for one answer.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found<'a> {
+    /// Nothing yet.
+    None,
+    /// The reply. Memory that the worker may still write to: read each byte once.
+    Reply(&'a [u8]),
+    /// Something else.
+    Other(Box<Arrival>),
+}
+
+impl Found<'_> {
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn other(arrival: Arrival) -> Self {
+        Self::Other(Box::new(arrival))
+    }
+}
+
+impl Expected {
+    /// Whether a message is an answer to the call, good or not.
+    #[inline(always)]
+    pub fn is_of(&self, arrival: &Arrival) -> bool {
+        let Arrival { header, block, .. } = arrival;
+        self.generation == header.generation
+            && self.invocation == header.invocation
+            && self.slot == header.slot
+            && self.epoch == header.epoch
+            && self.block.offset == block.offset
+            && block.capacity <= self.block.capacity
+    }
+}
+
 impl Payload {
     /// Its place in its region's bytes.
     #[inline]
@@ -250,7 +385,7 @@ pub trait Link: Send {
     /// Sends `header` and the first `header.payload_len` bytes of the block's payload. The block must stay
     /// untouched until the slot is used again. Does not block: what the transport did not take yet goes out in
     /// later calls of [`poll`](Self::poll) or [`wait`](Self::wait).
-    fn post(&mut self, block: Block, header: &Header) -> Result<(), LinkError>;
+    fn post(&mut self, block: Block, header: &Header) -> Result<(), Box<LinkError>>;
 
     /// Several posts follow: they may go out together. What is held goes out with [`release`](Self::release), and before this
     /// end polls, waits or arms.
@@ -274,9 +409,38 @@ pub trait Link: Send {
         true
     }
 
-    /// An arrival's payload and the block of its reply at once, for a function that reads one and writes the other. The
-    /// input is writable too, since functions in C may use it as room to work; the output has `capacity + GUARD_LEN` bytes.
+    /// An arrival's payload and the block of its reply at once; the output has `capacity + GUARD_LEN` bytes.
     fn exchange(&mut self, payload: Payload, reply: Block) -> (&mut [u8], &mut [u8]);
+
+    /// Client: looks for one answer, at most so many times and at least once, and takes whatever comes first. Ask whether the link is
+    /// [`intact`](Self::intact) after reading.
+    fn answer(&mut self, expected: &Expected, looks: u32) -> Result<Found<'_>, Box<LinkError>> {
+        let mut looks = 1..looks.max(1);
+        let arrival = loop {
+            match self.poll()? {
+                Some(arrival) => break arrival,
+                None if looks.next().is_none() => return Ok(Found::None),
+                None => {}
+            }
+        };
+        let is_good = arrival.header.status == Status::Ok && expected.is_of(&arrival);
+        Ok(match is_good {
+            true => Found::Reply(self.incoming(arrival.payload())),
+            false => Found::other(arrival),
+        })
+    }
+
+    /// Worker: takes the next call, has it run in place, and posts its reply. False: there is none.
+    fn serve(&mut self, run: Run<'_>) -> Result<bool, Box<LinkError>> {
+        let Some(Arrival { header, block, reply }) = self.poll()? else { return Ok(false) };
+        let Some(reply) = reply else { return Err(failed(LinkError::Kind(header.kind))) };
+        let Header { slot, epoch, invocation, function, time_ns, .. } = header;
+        let payload = Arrival { header, block, reply: None }.payload();
+        let (input, output) = self.exchange(payload, reply);
+        let done = run(Asked { slot, epoch, invocation, function, time_ns }, input, output);
+        self.post(reply, &done.response(&header))?;
+        Ok(true)
+    }
 
     /// True while posted bytes wait for the transport: then a sleep over several links must also ask when
     /// [`wait_fd`](Self::wait_fd) takes more, and call [`poll`](Self::poll) then.

@@ -137,9 +137,9 @@ impl Link for MemoryLink {
         unsafe { &mut *self.room(block) }
     }
 
-    fn post(&mut self, block: Block, header: &Header) -> Result<(), LinkError> {
+    fn post(&mut self, block: Block, header: &Header) -> Result<(), Box<LinkError>> {
         debug_assert_eq!(header.block, block.index(), "the header names another block");
-        self.send_raw(block.offset as usize, &header.encode())
+        Ok(self.send_raw(block.offset as usize, &header.encode())?)
     }
 
     fn poll(&mut self) -> Result<Option<Arrival>, Box<LinkError>> {

@@ -27,7 +27,7 @@ use nix::{
 
 use crate::{
     check::{self, Side},
-    link::{Arrival, Block, Geometry, Link, LinkError, Payload},
+    link::{Arrival, Block, Geometry, Link, LinkError, Payload, failed},
     region::Region,
     tune::{RECEIVE_ROUNDS, STAGING_BYTES},
 };
@@ -165,7 +165,7 @@ impl Link for TcpLink {
         block.payload_and_guard(self.outgoing.bytes_mut())
     }
 
-    fn post(&mut self, block: Block, header: &Header) -> Result<(), LinkError> {
+    fn post(&mut self, block: Block, header: &Header) -> Result<(), Box<LinkError>> {
         debug_assert_eq!(header.block, block.index(), "the header names another block");
         debug_assert!(header.payload_len <= block.capacity, "the payload exceeds its block");
         let start = block.offset as usize;
@@ -183,7 +183,7 @@ impl Link for TcpLink {
             return Ok(());
         }
         if self.unsent.len() == usize::from(self.geometry.window) {
-            return Err(LinkError::Window { window: self.geometry.window });
+            return Err(failed(LinkError::Window { window: self.geometry.window }));
         }
         self.unsent.push_back(Unsent { start: start + sent, end });
         Ok(())

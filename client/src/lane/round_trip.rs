@@ -1,197 +1,115 @@
 //! A call that is sent and looked for in one go, in the slot that is next: nothing is noted of it unless its answer stays away.
 
-use gleaner_fabric::{AnyLink, Arrival, Block, Link, LinkError};
-use gleaner_proto::header::{Header, Kind, Status};
+use gleaner_fabric::{AnyLink, Arrival, Found, Link, LinkError};
 
-use super::{Answer, Lane, LaneError, Stage, broken, judge};
+use super::{Answer, Lane, LaneError, Slot, Stage, broken, input, judge};
 use crate::at_once::Exchange;
 
-/// A call that fits the next free slot.
+/// A call to be made in the slot that is next.
 #[derive(Clone, Copy)]
 pub(crate) struct Errand {
-    pub(crate) slot: u16,
-    own: Block,
-    /// The input's bytes, and the most that the reply may have.
-    len: u32,
-    capacity: u32,
+    pub(crate) number: u64,
+    pub(crate) function: u32,
+    /// How often to look for the answer.
+    pub(crate) looks: u32,
 }
 
-/// The same as it is sent.
-struct Call {
-    errand: Errand,
-    generation: u32,
-    epoch: u64,
-    number: u64,
-    function: u32,
-}
-
-/// What came of it. Unless the reply was read, the call waits in its slot for somebody to [adopt](Lane::adopt) it.
+/// What came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Trip {
     /// The reply was read, and the slot is free.
     Read,
-    /// No answer yet, or one that was taken back with its memory.
-    Waits,
-    /// An answer that is not the call's reply.
-    Other(Answer),
-    /// The lane is of no more use.
-    Broken(Box<LaneError>),
+    /// The call is under way, and waits for somebody to [adopt](Lane::adopt) it.
+    Remains,
 }
 
-/// The same, as the link knows it.
-enum Ended {
-    Read,
-    Waits,
-    Other(Box<Arrival>),
-    Broken(Box<LinkError>),
-}
+/// What was found instead of a reply.
+pub(super) type Odd = Result<Box<Arrival>, Box<LinkError>>;
 
 impl Lane {
-    /// The call, if there is a slot for it, whose own blocks have room.
-    #[inline(always)]
-    pub(crate) fn errand(&self, len: usize, capacity: Option<u32>) -> Option<Errand> {
-        let slot = *self.free.last()?;
-        let own = self.geometry.slot(slot);
-        let capacity = capacity.unwrap_or(own.capacity);
-        let fits = len <= own.capacity as usize && capacity <= own.capacity;
-        fits.then_some(Errand { slot, own, len: len as u32, capacity })
-    }
-
-    /// Sends it, and looks for its answer so many times.
+    /// Sends a call in the slot that is next, and looks for its answer. `None`, and not even begun: there is no slot, or too little room in it
+    /// for the input or the reply, which may be what fits by default.
     #[inline(always)]
     pub(crate) fn round_trip(
         &mut self,
-        errand: Errand,
-        (number, function): (u64, u32),
-        looks: u32,
+        len: usize,
+        capacity: Option<u32>,
+        begin: impl FnOnce() -> Errand,
         exchange: &mut impl Exchange,
-    ) -> Trip {
-        let slot = &mut self.slots[usize::from(errand.slot)];
-        slot.generation = slot.generation.checked_add(1).unwrap_or(1);
-        let (generation, epoch) = (slot.generation, self.epoch);
-        // Made anew for each kind of link: one for both would have to lie in memory.
-        let call = || Call { errand, generation, epoch, number, function };
-        let ended = match &mut self.link {
-            AnyLink::Shm(link) => run(&mut **link, call(), looks, exchange),
-            AnyLink::Other(link) => run_other(&mut **link, call(), looks, exchange),
-        };
-        let Errand { slot, len, capacity, .. } = errand;
-        let found = match ended {
-            Ended::Read => return Trip::Read,
-            Ended::Waits => None,
-            Ended::Other(arrival) => Some(Ok(arrival)),
-            Ended::Broken(error) => Some(Err(error)),
-        };
-        self.remains(slot, len, capacity, number, found)
-    }
-
-    /// The call is under way: its slot is taken, and what was found is judged as any answer.
-    #[cold]
-    #[inline(never)]
-    fn remains(
-        &mut self,
-        slot: u16,
-        len: u32,
-        capacity: u32,
-        number: u64,
-        found: Option<Result<Box<Arrival>, Box<LinkError>>>,
-    ) -> Trip {
-        self.free.pop();
-        let own = self.geometry.slot(slot);
-        let slot = &mut self.slots[usize::from(slot)];
-        slot.stage = Stage::Asked;
-        slot.call = None;
-        slot.invocation = number;
-        slot.len = len;
-        slot.request = Block { capacity: len, ..own };
-        slot.reply = Block { capacity, ..own };
-        match found {
-            None => Trip::Waits,
-            Some(Err(error)) => Trip::Broken(broken(error)),
-            Some(Ok(arrival)) => match judge(&arrival, &mut self.slots, self.epoch) {
-                Ok(answer) => Trip::Other(answer),
-                Err(error) => Trip::Broken(error),
-            },
+    ) -> Option<Trip> {
+        let most = self.geometry.slot_capacity();
+        let capacity = capacity.unwrap_or(most);
+        let slot = self.slots.get_mut(usize::from(*self.free.last()?))?;
+        if len > most as usize || capacity > most {
+            return None;
         }
+        slot.request.capacity = len as u32;
+        slot.expected.block.capacity = capacity;
+        let errand = begin();
+        // A header for each kind of link: one for both would have to lie in memory.
+        Some(match &mut self.link {
+            AnyLink::Shm(link) => run(&mut **link, slot, &mut self.odd, errand, exchange),
+            AnyLink::Other(link) => run_other(&mut **link, slot, &mut self.odd, errand, exchange),
+        })
     }
 
-    /// Who waits for the call that remains in this slot.
-    pub(crate) fn adopt(&mut self, slot: u16, call: u32) {
-        self.slots[usize::from(slot)].call = Some(call);
+    /// The call that remains of a trip has this record from now on: its slot is taken, and what was found is judged as any answer.
+    pub(crate) fn adopt(&mut self, call: u32) -> (u16, Result<Option<Answer>, Box<LaneError>>) {
+        let Some(number) = self.free.pop() else { return (0, Ok(None)) };
+        let slot = &mut self.slots[usize::from(number)];
+        slot.stage = Stage::Asked;
+        slot.call = Some(call);
+        let found = match self.odd.take() {
+            None => Ok(None),
+            Some(Ok(arrival)) => judge(&arrival, &mut self.slots).map(Some),
+            Some(Err(error)) => Err(broken(error)),
+        };
+        (number, found)
     }
 }
 
 #[inline(always)]
 fn run<L: Link + ?Sized>(
     link: &mut L,
-    call: Call,
-    looks: u32,
+    slot: &mut Slot,
+    odd: &mut Option<Odd>,
+    errand: Errand,
     exchange: &mut impl Exchange,
-) -> Ended {
-    let Errand { len, own, .. } = call.errand;
-    let request = Block { capacity: len, ..own };
-    exchange.fill(&mut link.outgoing(request)[..len as usize]);
-    if let Err(error) = link.post(request, &call.header()) {
-        return Ended::Broken(Box::new(error));
+) -> Trip {
+    exchange.fill(input(link, slot));
+    slot.number(errand.number);
+    if let Err(error) = link.post(slot.request, &slot.header(errand.function, 0)) {
+        return remains(odd, Err(error));
     }
-    for _ in 0..looks {
-        match link.poll() {
-            Ok(None) => {}
-            Ok(Some(arrival)) if call.is_answered_by(&arrival) => {
-                exchange.read(link.incoming(arrival.payload()));
-                return if link.intact() { Ended::Read } else { Ended::Waits };
-            }
-            Ok(Some(arrival)) => return other(arrival),
-            Err(error) => return Ended::Broken(error),
-        }
+    match link.answer(&slot.expected, errand.looks) {
+        Ok(Found::Reply(reply)) => exchange.read(reply),
+        Ok(Found::None) => return Trip::Remains,
+        Ok(Found::Other(arrival)) => return remains(odd, Ok(arrival)),
+        Err(error) => return remains(odd, Err(error)),
     }
-    Ended::Waits
-}
-
-#[inline(never)]
-fn run_other(link: &mut dyn Link, call: Call, looks: u32, exchange: &mut impl Exchange) -> Ended {
-    run(link, call, looks, exchange)
+    match link.intact() {
+        true => Trip::Read,
+        // What was read may have been anything.
+        false => Trip::Remains,
+    }
 }
 
 #[cold]
 #[inline(never)]
-fn other(arrival: Arrival) -> Ended {
-    Ended::Other(Box::new(arrival))
+fn remains(odd: &mut Option<Odd>, found: Odd) -> Trip {
+    *odd = Some(found);
+    Trip::Remains
 }
 
-impl Call {
-    #[inline(always)]
-    fn header(&self) -> Header {
-        let Errand { slot, own, len, capacity } = self.errand;
-        Header {
-            generation: self.generation,
-            slot,
-            kind: Kind::Request,
-            status: Status::Ok,
-            epoch: self.epoch,
-            invocation: self.number,
-            function: self.function,
-            code: 0,
-            payload_len: len,
-            block: own.index(),
-            reply_block: own.index(),
-            reply_capacity: capacity,
-            time_ns: 0,
-        }
-    }
-
-    /// Whether a message is its good answer, where that may be. Compared as one: what else the message says is then not read.
-    #[inline(always)]
-    fn is_answered_by(&self, arrival: &Arrival) -> bool {
-        let (Arrival { header, block, .. }, Errand { slot, own, capacity, .. }) =
-            (arrival, self.errand);
-        let differs = u64::from(header.slot ^ slot)
-            | u64::from(header.generation ^ self.generation)
-            | (header.invocation ^ self.number)
-            | (header.epoch ^ self.epoch)
-            | (header.status as u64 ^ Status::Ok as u64)
-            | (block.offset ^ own.offset);
-        (differs == 0) & (block.capacity <= capacity)
-    }
+#[inline(never)]
+fn run_other(
+    link: &mut dyn Link,
+    slot: &mut Slot,
+    odd: &mut Option<Odd>,
+    errand: Errand,
+    exchange: &mut impl Exchange,
+) -> Trip {
+    run(link, slot, odd, errand, exchange)
 }
 
 #[cfg(test)]
@@ -202,6 +120,7 @@ mod tests {
     };
 
     use gleaner_fabric::{Geometry, Segment, ShmLink, Side};
+    use gleaner_proto::header::{Header, Kind, Status};
 
     use super::*;
     use crate::{
@@ -244,12 +163,20 @@ mod tests {
         worker.post(block, &header).unwrap();
     }
 
+    fn errand(number: u64, looks: u32) -> Errand {
+        Errand { number, function: 0, looks }
+    }
+
+    /// The slot that is next.
+    fn next(lane: &Lane) -> u16 {
+        *lane.free.last().unwrap()
+    }
+
     /// Calls with "input"; what came of it, and the reply.
     fn call(lane: &mut Lane, number: u64, looks: u32) -> (Trip, Vec<u8>) {
         let mut output = [0; 16];
-        let errand = lane.errand(5, None).unwrap();
         let mut copying = Copying { input: b"input", output: &mut output, len: 0 };
-        let trip = lane.round_trip(errand, (number, 0), looks, &mut copying);
+        let trip = lane.round_trip(5, None, || errand(number, looks), &mut copying).unwrap();
         let len = copying.len;
         (trip, output[..len].to_vec())
     }
@@ -270,12 +197,12 @@ mod tests {
     #[test]
     fn a_call_whose_answer_stays_away_waits_in_its_slot_for_who_adopts_it() {
         let (_file, mut lane, mut worker) = pair();
-        let slot = lane.errand(5, None).unwrap().slot;
-        assert!(matches!(call(&mut lane, 7, 3).0, Trip::Waits));
-        lane.adopt(slot, 9);
+        let slot = next(&lane);
+        assert!(matches!(call(&mut lane, 7, 3).0, Trip::Remains));
+        assert!(matches!(lane.adopt(9), (at, Ok(None)) if at == slot));
         assert_eq!(lane.outstanding().collect::<Vec<_>>(), [(slot, Some(9), 7)]);
         assert_eq!(lane.input(slot), b"input", "to be sent elsewhere");
-        assert_ne!(lane.errand(5, None).unwrap().slot, slot);
+        assert_ne!(next(&lane), slot);
         answer(&mut worker, b"reply", |_| ());
         let found = lane.poll().unwrap().unwrap();
         assert_eq!((found.slot, found.call), (slot, Some(9)));
@@ -289,7 +216,8 @@ mod tests {
         let sent = Invocation { call: 4, number: 1, function: 0, time_ns: 0 };
         lane.send(other, &sent, &mut |buffer| buffer.copy_from_slice(b"other")).unwrap();
         answer(&mut worker, b"reply", |_| ());
-        let (Trip::Other(found), _) = call(&mut lane, 2, PATIENT) else { panic!("not its reply") };
+        let (Trip::Remains, _) = call(&mut lane, 2, PATIENT) else { panic!("its reply") };
+        let found = lane.adopt(5).1.unwrap().unwrap();
         assert_eq!((found.slot, found.call), (other, Some(4)));
         assert_eq!(lane.outstanding().map(|(_, _, number)| number).collect::<Vec<_>>(), [2]);
     }
@@ -299,7 +227,8 @@ mod tests {
         let (_file, mut lane, mut worker) = pair();
         thread::scope(|scope| {
             scope.spawn(|| answer(&mut worker, b"why", |h| h.status = Status::FunctionError));
-            let (Trip::Other(found), read) = call(&mut lane, 1, PATIENT) else { panic!() };
+            let (Trip::Remains, read) = call(&mut lane, 1, PATIENT) else { panic!("a reply") };
+            let found = lane.adopt(1).1.unwrap().unwrap();
             assert_eq!((found.status, &read[..]), (Status::FunctionError, &b""[..]));
         });
     }
@@ -309,12 +238,13 @@ mod tests {
         let (file, mut lane, mut worker) = pair();
         thread::scope(|scope| {
             scope.spawn(|| answer(&mut worker, b"reply", |_| ()));
-            let errand = lane.errand(5, None).unwrap();
             let (fill, read) = (&mut |buffer: &mut [u8]| buffer.fill(1), &mut |_: &[u8]| {
                 Segment::take_back(&file, GEOMETRY).unwrap();
             });
-            let trip = lane.round_trip(errand, (1, 0), PATIENT, &mut Closures { fill, read });
-            assert!(matches!(trip, Trip::Waits));
+            let closures = &mut Closures { fill, read };
+            let trip = lane.round_trip(5, None, || errand(1, PATIENT), closures);
+            assert_eq!(trip, Some(Trip::Remains));
+            lane.adopt(1).1.unwrap();
             assert_eq!(lane.outstanding().count(), 1, "it waits for its verdict");
         });
     }
@@ -324,16 +254,16 @@ mod tests {
         let (_file, mut lane, mut worker) = pair();
         thread::scope(|scope| {
             scope.spawn(|| answer(&mut worker, b"reply", |header| header.invocation += 1));
-            assert!(matches!(call(&mut lane, 1, PATIENT).0, Trip::Broken(_)));
+            assert!(matches!(call(&mut lane, 1, PATIENT).0, Trip::Remains));
+            assert!(lane.adopt(1).1.is_err());
         });
     }
 
     #[test]
     fn an_input_that_panics_makes_no_call() {
         let (_file, mut lane, _worker) = pair();
-        let errand = lane.errand(5, None).unwrap();
         let (fill, read) = (&mut |_: &mut [u8]| panic!("no input"), &mut |_: &[u8]| ());
-        let trip = || lane.round_trip(errand, (1, 0), 1, &mut Closures { fill, read });
+        let trip = || lane.round_trip(5, None, || errand(1, 1), &mut Closures { fill, read });
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(trip)).is_err());
         assert_eq!((lane.outstanding().count(), lane.free.len()), (0, 2));
     }

@@ -2,9 +2,12 @@
 //! allocation of its own.
 #![forbid(unsafe_code)]
 
-use gleaner_fabric::{Arrival, Block, Link, LinkError, clock};
+use gleaner_fabric::{
+    Asked, Done, Otherwise,
+    clock::{self, Clock},
+};
 use gleaner_function::abi::{self, RawContext};
-use gleaner_proto::header::{GUARD_LEN, Header, Kind, Status};
+use gleaner_proto::header::{GUARD_LEN, Status};
 
 use super::{
     Shared, fault,
@@ -13,12 +16,15 @@ use super::{
     meter::Meter,
     tune::{ERROR_BYTES, GUARD_BYTE},
 };
-use crate::board::{Phase, Place, Slot, Slots};
+use crate::board::{Gate, Phase, Slot, Slots};
+
+const GUARD: [u8; GUARD_LEN] = [GUARD_BYTE; GUARD_LEN];
 
 /// What a lane needs to run calls.
 pub(super) struct Runner {
     shared: &'static Shared,
-    lane: u16,
+    gate: Gate<'static>,
+    clock: Clock,
     /// The functions that were called here, by number.
     called: Box<[Option<Called>]>,
     /// What a function sees of its call. What is the same for all calls was filled in once.
@@ -29,21 +35,13 @@ pub(super) struct Runner {
 
 /// A function that was called on a lane.
 #[derive(Debug, Clone, Copy)]
-struct Called {
-    function: Function,
-    /// What its `init` made, at its first call here.
-    state: Option<State>,
-}
-
-/// How a call ended, for its reply. The lengths are not of the header's width, so that no two fields are copied at once that
-/// were stored apart: the processor would first wait for every store before, the reply's among them.
-#[derive(Debug, Clone, Copy)]
-struct Done {
-    status: Status,
-    code: u32,
-    len: usize,
-    /// The reply's length that the function wanted. Where it is the reply's own, over RDMA nothing has to be said of it.
-    wanted: usize,
+enum Called {
+    /// Of rFaaS's ABI.
+    Rfaas(abi::Rfaas),
+    /// Of Gleaner's, with the state that its `init` made, if it has one.
+    Ready { invoke: abi::Invoke, state: State, fini: Option<abi::Fini> },
+    /// Its `init` is still to be called.
+    Fresh { invoke: abi::Invoke, init: abi::Init, fini: Option<abi::Fini> },
 }
 
 /// A function's time, in ticks.
@@ -53,6 +51,25 @@ pub(super) struct Ran {
     pub(super) ticks: u64,
     /// When it came back.
     pub(super) until: u64,
+}
+
+/// What is left to do once a call's reply is on its way.
+pub(super) enum Ended {
+    /// Nothing: it was not run.
+    NotRun,
+    Ran(Ran),
+    Overflowed,
+}
+
+impl Ended {
+    #[inline(always)]
+    pub(super) fn note(self, meter: &mut Meter) {
+        match self {
+            Self::NotRun => {}
+            Self::Ran(ran) => meter.call(ran),
+            Self::Overflowed => fault::overflow(),
+        }
+    }
 }
 
 /// What a function returned.
@@ -82,93 +99,86 @@ impl Runner {
             cancel: None,
         };
         let called = vec![None; FUNCTIONS_MAX as usize].into();
-        Self { shared, lane, called, context, error }
+        Self { shared, gate: shared.board.gate(), clock: shared.clock, called, context, error }
     }
 
-    /// Serves one call of a session's link, if there is one.
+    /// Runs a call in place, if it is still wanted.
     #[inline(always)]
-    pub(super) fn serve<L: Link + ?Sized>(
+    pub(super) fn serve(
         &mut self,
-        link: &mut L,
-        (session, slots): (u16, Slots<'static>),
-        meter: &mut Meter,
-    ) -> Result<bool, LinkError> {
-        let Some(arrival) = link.poll()? else { return Ok(false) };
-        let header = &arrival.header;
-        let place = Place { session, lane: self.lane, slot: header.slot };
-        let (Some(slot), Some(reply)) = (slots.get(header.slot), arrival.reply) else {
-            let (slot, block, len) = (header.slot, header.block, header.payload_len);
-            return Err(LinkError::Range { slot, block, len });
-        };
-        let called = match self.wanted(header, slot) {
-            Ok(called) => called,
-            Err(status) => return refuse(link, reply, *header, status),
-        };
-        let (done, ran) = self.run(link, &arrival, called, reply, place, slot);
-        let posted = link.post(reply, &done.response(header, self.shared.clock.ns(ran.ticks)));
-        // While the reply is on its way.
-        meter.call(ran);
-        if done.status == Status::Overflow {
-            fault::overflow(place, header.invocation);
+        slots: Slots<'static>,
+        asked: Asked,
+        input: &mut [u8],
+        output: &mut [u8],
+        ended: &mut Ended,
+    ) -> Done {
+        match self.wanted(&asked, slots) {
+            Ok((called, slot)) => self.run(called, asked, slot, input, output, ended),
+            Err(status) => Done::nothing(status),
         }
-        posted.map(|()| true)
     }
 
-    /// The function of a call that is still wanted; or why it is not run.
+    /// The function of a call that is still wanted, and the call's slot; or why it is not run.
     #[inline(always)]
-    fn wanted(&mut self, header: &Header, slot: Slot<'static>) -> Result<Called, Status> {
-        if !self.shared.board.admits(header.epoch) {
+    fn wanted(
+        &mut self,
+        asked: &Asked,
+        slots: Slots<'static>,
+    ) -> Result<(Called, Slot<'static>), Status> {
+        // A link has no slot that its lane does not have on the board.
+        let slot = slots.get(asked.slot).ok_or(Status::Stale)?;
+        if !self.gate.admits(asked.epoch) {
             return Err(Status::Stale);
         }
-        if slot.cancelled(header.invocation) {
+        if slot.cancelled(asked.invocation) {
             return Err(Status::Cancelled);
         }
-        self.called(header.function).ok_or(Status::UnknownFunction)
+        let called = self.called(asked.function).ok_or(Status::UnknownFunction)?;
+        Ok((called, slot))
     }
 
-    /// Runs the call that has arrived, and leaves its reply in `reply`.
     #[inline(always)]
-    fn run<L: Link + ?Sized>(
+    fn run(
         &mut self,
-        link: &mut L,
-        arrival: &Arrival,
         called: Called,
-        reply: Block,
-        place: Place,
+        asked: Asked,
         slot: Slot<'static>,
-    ) -> (Done, Ran) {
-        let header = &arrival.header;
-        let (input, output) = link.exchange(arrival.payload(), reply);
-        let capacity = reply.capacity as usize;
-        if let Some(guard) = output.last_chunk_mut::<GUARD_LEN>() {
-            *guard = [GUARD_BYTE; GUARD_LEN];
-        }
-        slot.set(header.invocation, Phase::Started);
-        fault::enter(place, header.invocation);
+        input: &mut [u8],
+        output: &mut [u8],
+        ended: &mut Ended,
+    ) -> Done {
+        *ended = Ended::Overflowed;
+        let Some(guard) = output.last_chunk_mut::<GUARD_LEN>() else {
+            return Done::nothing(Status::Overflow);
+        };
+        *guard = GUARD;
+        slot.set(asked.invocation, Phase::Started);
+        fault::enter(asked.slot, asked.invocation);
         let begun = clock::ticks();
-        let returned = self.enter(called, header, slot, input, output, capacity);
+        let returned = self.enter(called, asked, slot, input, output);
         let until = clock::ticks();
-        let ran = Ran { ticks: until.wrapping_sub(begun), until };
         fault::leave();
         let Some((output, guard)) = output.split_last_chunk_mut::<GUARD_LEN>() else {
-            return (Done::nothing(Status::Overflow), ran);
+            return Done::nothing(Status::Overflow);
         };
-        if !is_untouched(guard) {
+        if *guard != GUARD {
             // Not finished: the lane answers, then ends this process.
-            return (Done::nothing(Status::Overflow), ran);
+            return Done::nothing(Status::Overflow);
         }
-        slot.set(header.invocation, Phase::Finished);
-        (self.done(&returned, output), ran)
+        slot.set(asked.invocation, Phase::Finished);
+        let ticks = until.wrapping_sub(begun);
+        *ended = Ended::Ran(Ran { ticks, until });
+        let time_ns = self.clock.ns(ticks);
+        match returned {
+            Returned { code: 0, len } if len <= output.len() => Done::Well { len, time_ns },
+            returned => self.otherwise(&returned, output, time_ns),
+        }
     }
 
     /// Ends every function's state. The lease is over.
     pub(super) fn finish(&mut self) {
         for called in self.called.iter_mut().filter_map(Option::take) {
-            if let Called {
-                function: Function::Gleaner { fini: Some(fini), .. },
-                state: Some(state),
-            } = called
-            {
+            if let Called::Ready { state, fini: Some(fini), .. } = called {
                 function::call_fini(fini, state);
             }
         }
@@ -192,8 +202,7 @@ impl Runner {
     #[cold]
     #[inline(never)]
     fn look_up(&mut self, number: u32) -> bool {
-        let function = self.shared.functions.get(number);
-        let called = function.map(|function| Called { function, state: None });
+        let called = self.shared.functions.get(number).map(Called::new);
         match self.called.get_mut(number as usize) {
             Some(place) => *place = called,
             None => return false,
@@ -205,77 +214,91 @@ impl Runner {
     fn enter(
         &mut self,
         called: Called,
-        header: &Header,
+        asked: Asked,
         slot: Slot<'static>,
         input: &mut [u8],
         output: &mut [u8],
-        capacity: usize,
     ) -> Returned {
-        let (invoke, init) = match called.function {
-            Function::Rfaas(function) => {
-                let len = function::call_rfaas(function, input, output);
-                return Returned { code: 0, len };
+        let (invoke, state) = match called {
+            Called::Rfaas(function) => {
+                return Returned { code: 0, len: function::call_rfaas(function, input, output) };
             }
-            Function::Gleaner { invoke, init, .. } => (invoke, init),
-        };
-        self.error[0] = 0;
-        self.begin(header, slot);
-        let state = match (called.state, init) {
-            (Some(state), _) => state,
-            (None, None) => State::none(),
-            (None, Some(init)) => match self.init(init, header.function) {
-                Ok(state) => state,
-                Err(code) => return Returned { code, len: 0 },
-            },
+            Called::Ready { invoke, state, .. } => {
+                self.begin(asked, slot);
+                (invoke, state)
+            }
+            Called::Fresh { invoke, init, fini } => {
+                self.begin(asked, slot);
+                match self.init(init) {
+                    Ok(state) => (invoke, self.keep(asked.function, invoke, state, fini)),
+                    Err(code) => return Returned { code, len: 0 },
+                }
+            }
         };
         self.context.raw.state = state.pointer();
-        let context = &mut self.context;
-        let (code, len) = function::call_gleaner(invoke, context, input, output, capacity);
+        let (code, len) = function::call_gleaner(invoke, &mut self.context, input, output);
         Returned { code, len }
     }
 
     /// The context is this call's from now on.
     #[inline(always)]
-    fn begin(&mut self, header: &Header, slot: Slot<'static>) {
-        let clock = self.shared.clock;
-        self.context.deadline = match header.time_ns {
+    fn begin(&mut self, asked: Asked, slot: Slot<'static>) {
+        self.error[0] = 0;
+        let clock = self.clock;
+        self.context.deadline = match asked.time_ns {
             0 => u64::MAX,
             time => clock::ticks().saturating_add(clock.ticks(time)),
         };
-        self.context.raw.invocation = header.invocation;
+        self.context.raw.invocation = asked.invocation;
         self.context.raw.error = self.error.as_mut_ptr().cast();
-        self.context.cancel = Some(slot.cancel_flag(header.invocation));
+        self.context.cancel = Some(slot.cancel_flag(asked.invocation));
     }
 
     /// Makes a function's state on this lane.
     #[cold]
-    fn init(&mut self, init: abi::Init, number: u32) -> Result<State, i32> {
+    fn init(&mut self, init: abi::Init) -> Result<State, i32> {
         self.context.raw.state = State::none().pointer();
-        let state = function::call_init(init, &mut self.context)?;
-        if let Some(Some(called)) = self.called.get_mut(number as usize) {
-            called.state = Some(state);
-        }
-        Ok(state)
+        function::call_init(init, &mut self.context)
     }
 
-    #[inline(always)]
-    fn done(&self, returned: &Returned, output: &mut [u8]) -> Done {
-        match *returned {
-            Returned { code: 0, len } if len <= output.len() => {
-                Done { len, wanted: len, ..Done::nothing(Status::Ok) }
-            }
-            Returned { code: 0, len: wanted } => {
-                Done { wanted, ..Done::nothing(Status::ReplyTooLarge) }
-            }
-            Returned { code, .. } => {
-                let len = self.copy_message(output);
-                Done { code: code as u32, len, ..Done::nothing(Status::FunctionError) }
-            }
+    /// The state is the function's from now on.
+    #[cold]
+    fn keep(
+        &mut self,
+        number: u32,
+        invoke: abi::Invoke,
+        state: State,
+        fini: Option<abi::Fini>,
+    ) -> State {
+        if let Some(place) = self.called.get_mut(number as usize) {
+            *place = Some(Called::Ready { invoke, state, fini });
         }
+        state
+    }
+
+    /// The function failed, or its reply does not fit.
+    #[cold]
+    #[inline(never)]
+    fn otherwise(&self, returned: &Returned, output: &mut [u8], time_ns: u64) -> Done {
+        Done::Otherwise(match *returned {
+            Returned { code: 0, len } => Otherwise {
+                status: Status::ReplyTooLarge,
+                code: 0,
+                len: 0,
+                wanted: u32::try_from(len).unwrap_or(u32::MAX),
+                time_ns,
+            },
+            Returned { code, .. } => Otherwise {
+                status: Status::FunctionError,
+                code: code as u32,
+                len: self.copy_message(output) as u32,
+                wanted: 0,
+                time_ns,
+            },
+        })
     }
 
     /// The function's message becomes the reply, as much of it as fits.
-    #[cold]
     fn copy_message(&self, output: &mut [u8]) -> usize {
         let end = self.error.iter().position(|byte| *byte == 0).unwrap_or(ERROR_BYTES);
         let len = end.min(output.len());
@@ -284,47 +307,16 @@ impl Runner {
     }
 }
 
-/// Answers a call that is not run.
-#[cold]
-#[inline(never)]
-fn refuse<L: Link + ?Sized>(
-    link: &mut L,
-    reply: Block,
-    request: Header,
-    status: Status,
-) -> Result<bool, LinkError> {
-    link.post(reply, &Done::nothing(status).response(&request, 0))?;
-    Ok(true)
-}
-
-/// A word at a time, and all of them: that is shorter than a call which compares bytes.
-#[inline(always)]
-fn is_untouched(guard: &[u8; GUARD_LEN]) -> bool {
-    const WORD: u64 = u64::from_ne_bytes([GUARD_BYTE; 8]);
-    let (words, _) = guard.as_chunks::<8>();
-    words.iter().fold(0, |differs, word| differs | u64::from_ne_bytes(*word) ^ WORD) == 0
-}
-
-impl Done {
-    /// Ended so, without a reply.
-    #[inline(always)]
-    fn nothing(status: Status) -> Self {
-        Self { status, code: 0, len: 0, wanted: 0 }
-    }
-
-    /// The reply's header.
-    #[inline(always)]
-    fn response(&self, request: &Header, time_ns: u64) -> Header {
-        Header {
-            kind: Kind::Response,
-            status: self.status,
-            code: self.code,
-            payload_len: self.len as u32,
-            block: request.reply_block,
-            reply_block: 0,
-            reply_capacity: u32::try_from(self.wanted).unwrap_or(u32::MAX),
-            time_ns,
-            ..*request
+impl Called {
+    fn new(function: Function) -> Self {
+        match function {
+            Function::Rfaas(function) => Self::Rfaas(function),
+            Function::Gleaner { invoke, init: Some(init), fini } => {
+                Self::Fresh { invoke, init, fini }
+            }
+            Function::Gleaner { invoke, init: None, fini } => {
+                Self::Ready { invoke, state: State::none(), fini }
+            }
         }
     }
 }

@@ -23,7 +23,7 @@ static BOARD: AtomicPtr<Board> = AtomicPtr::new(ptr::null_mut());
 static ORDERLY: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    /// The call that this thread is in. Plain data without a destructor: a signal handler may read it.
+    /// The call that this thread is in, or was in last. Plain data without a destructor: a signal handler may read it.
     static RUNNING: Running = const {
         Running {
             inside: Cell::new(false),
@@ -47,9 +47,12 @@ struct Running {
 
 impl Running {
     fn call(&self) -> Option<(Place, u64)> {
+        self.inside.get().then(|| self.last())
+    }
+
+    fn last(&self) -> (Place, u64) {
         let (session, lane) = (self.session.get(), self.lane.get());
-        let place = Place { session, lane, slot: self.slot.get() };
-        self.inside.get().then(|| (place, self.invocation.get()))
+        (Place { session, lane, slot: self.slot.get() }, self.invocation.get())
     }
 }
 
@@ -91,12 +94,19 @@ pub(super) fn use_own_stack() -> io::Result<()> {
     }
 }
 
-/// This thread is about to run foreign code for a call.
-pub(super) fn enter(place: Place, invocation: u64) {
+/// This thread, a lane, serves a session from now on.
+pub(super) fn serve(session: u16, lane: u16) {
     RUNNING.with(|running| {
-        running.session.set(place.session);
-        running.lane.set(place.lane);
-        running.slot.set(place.slot);
+        running.session.set(session);
+        running.lane.set(lane);
+    });
+}
+
+/// It is about to run foreign code for the call in this slot.
+#[inline(always)]
+pub(super) fn enter(slot: u16, invocation: u64) {
+    RUNNING.with(|running| {
+        running.slot.set(slot);
         running.invocation.set(invocation);
         compiler_fence(Ordering::Release);
         running.inside.set(true);
@@ -104,6 +114,7 @@ pub(super) fn enter(place: Place, invocation: u64) {
 }
 
 /// It came back.
+#[inline(always)]
 pub(super) fn leave() {
     RUNNING.with(|running| running.inside.set(false));
 }
@@ -113,9 +124,10 @@ pub(super) fn orderly() {
     ORDERLY.store(true, Ordering::Release);
 }
 
-/// A function wrote past its output: nothing in this process can be trusted any more.
-pub(super) fn overflow(place: Place, invocation: u64) -> ! {
-    record(FaultCause::Overflow, Some((place, invocation)));
+/// The function that came back last wrote past its output: nothing in this process can be trusted any more.
+#[cold]
+pub(super) fn overflow() -> ! {
+    record(FaultCause::Overflow, Some(RUNNING.with(Running::last)));
     std::process::abort()
 }
 

@@ -16,6 +16,7 @@ use std::{
 
 use gleaner_fabric::clock::{self, Clock};
 use gleaner_function::abi::{self, RawContext, RawFunction};
+use gleaner_proto::header::GUARD_LEN;
 use libloading::os::unix::{Library as Handle, RTLD_LOCAL, RTLD_NOW};
 
 use super::{
@@ -235,15 +236,13 @@ pub(super) fn call_rfaas(function: abi::Rfaas, input: &mut [u8], output: &mut [u
     }
 }
 
-/// Calls `invoke` with an output that has `capacity` bytes before its guard. Returns its code, and the length it says.
+/// Calls `invoke` with an output that ends with a guard. Returns its code, and the length it says.
 pub(super) fn call_gleaner(
     invoke: abi::Invoke,
     context: &mut CallContext<'_>,
     input: &[u8],
     output: &mut [u8],
-    capacity: usize,
 ) -> (i32, usize) {
-    debug_assert!(capacity <= output.len());
     let mut length = 0;
     // SAFETY: as above; the context is valid during the call.
     let code = unsafe {
@@ -252,7 +251,7 @@ pub(super) fn call_gleaner(
             input.as_ptr().cast(),
             input.len(),
             output.as_mut_ptr().cast(),
-            capacity,
+            output.len().saturating_sub(GUARD_LEN),
             &mut length,
         )
     };

@@ -19,7 +19,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{
     Shared,
-    call::Runner,
+    call::{Ended, Runner},
+    fault,
     ipc::{self, FromWorker},
     mailbox::{Mail, Receiver},
     meter::Meter,
@@ -107,13 +108,14 @@ impl Lane {
 
     /// Serves one call of one link, if there is one; or all that are there, if no other link waits.
     #[inline]
-    fn serve_link(&mut self, index: usize) -> Result<bool, LinkError> {
+    fn serve_link(&mut self, index: usize) -> Result<bool, Box<LinkError>> {
         let alone = (self.links.len() == 1).then_some(&self.mail);
         let Served { session, slots, link, .. } = &mut self.links[index];
-        let (runner, meter, from) = (&mut self.runner, &mut self.meter, (*session, *slots));
+        let (runner, meter, slots) = (&mut self.runner, &mut self.meter, *slots);
+        fault::serve(*session, self.number);
         match link {
-            AnyLink::Shm(link) => serve_memory(link, runner, from, meter, alone),
-            AnyLink::Other(link) => serve_other(&mut **link, runner, from, meter),
+            AnyLink::Shm(link) => serve_memory(link, runner, slots, meter, alone),
+            AnyLink::Other(link) => serve_other(&mut **link, runner, slots, meter),
         }
     }
 
@@ -196,9 +198,10 @@ impl Lane {
                     self.tell_closed(session, "the lane serves as many links as it may");
                 }
                 Mail::Add { session, hot, link } => {
-                    match self.shared.board.slots(session, self.number) {
+                    let slots = self.shared.board.slots(session, self.number);
+                    match slots.filter(|slots| slots.hold(link.geometry().window)) {
                         Some(slots) => self.links.push(Served { session, hot, slots, link }),
-                        None => self.tell_closed(session, "the board has no such session"),
+                        None => self.tell_closed(session, "the board has no place for the link"),
                     }
                 }
                 Mail::SetHot { session, hot } => {
@@ -239,18 +242,25 @@ impl Lane {
 fn serve_memory(
     link: &mut ShmLink,
     runner: &mut Runner,
-    from: (u16, Slots<'static>),
+    slots: Slots<'static>,
     meter: &mut Meter,
     alone: Option<&Receiver>,
-) -> Result<bool, LinkError> {
+) -> Result<bool, Box<LinkError>> {
     let mut found = false;
-    while runner.serve(link, from, meter)? {
+    loop {
+        let mut ended = Ended::NotRun;
+        let served = link.serve_with(|asked, input, output| {
+            runner.serve(slots, asked, input, output, &mut ended)
+        });
+        ended.note(meter);
+        if !served? {
+            return Ok(found);
+        }
         found = true;
         if alone.is_none_or(Receiver::rung) {
-            break;
+            return Ok(true);
         }
     }
-    Ok(found)
 }
 
 /// The same over any other link.
@@ -258,8 +268,12 @@ fn serve_memory(
 fn serve_other(
     link: &mut dyn Link,
     runner: &mut Runner,
-    from: (u16, Slots<'static>),
+    slots: Slots<'static>,
     meter: &mut Meter,
-) -> Result<bool, LinkError> {
-    runner.serve(link, from, meter)
+) -> Result<bool, Box<LinkError>> {
+    let mut ended = Ended::NotRun;
+    let served = link
+        .serve(&mut |asked, input, output| runner.serve(slots, asked, input, output, &mut ended));
+    ended.note(meter);
+    served
 }

@@ -328,11 +328,11 @@ impl Link for RdmaLink {
         block.payload_and_guard(self.parts.outgoing.bytes_mut())
     }
 
-    fn post(&mut self, block: Block, header: &Header) -> Result<(), LinkError> {
+    fn post(&mut self, block: Block, header: &Header) -> Result<(), Box<LinkError>> {
         debug_assert_eq!(header.block, block.index(), "the header names another block");
         debug_assert!(header.payload_len <= block.capacity, "the payload exceeds its block");
         if self.closed {
-            return Err(LinkError::Closed);
+            return Err(failed(LinkError::Closed));
         }
         let signals = self.posted >= self.silent && self.make_room()?;
         let mut start = block.offset as usize;
@@ -359,12 +359,12 @@ impl Link for RdmaLink {
             signal: signals.then_some(self.posted),
         };
         if !self.holds {
-            return Ok(self.pair.write(&self.parts.outgoing, self.target, &[write])?);
+            return self.pair.write(&self.parts.outgoing, self.target, &[write]).map_err(failed);
         }
         self.held.push(write);
         match self.held.len() < POSTS_BATCH {
             true => Ok(()),
-            false => self.send_held(),
+            false => self.send_held().map_err(failed),
         }
     }
 

@@ -4,20 +4,31 @@
 
 use gleaner_proto::header::{BLOCK_ALIGN, Header, Kind, Status, Words};
 
-use super::line::{
-    CARRIED_MAX, CarriedWords, Line, Shape, Snapshot, generation_of, slot_of, unpack,
+use super::{
+    layout::{Direction, Half},
+    line::{
+        CARRIED_MAX, CarriedWords, Line, Shape, Snapshot, generation_of, may_carry, slot_of, unpack,
+    },
+    segment::{Segment, Spot},
 };
 use crate::{
     check::{self, Side},
-    link::{Arrival, Block, Geometry, LinkError, Payload, failed},
+    link::{Arrival, Asked, Block, Expected, LinkError, Otherwise, Payload, failed, response},
 };
 
 /// A place a slot.
 #[derive(Debug)]
 pub(super) struct Kept {
     places: Box<[Place]>,
-    geometry: Geometry,
+    ways: Ways,
+}
+
+/// Where messages come from, and where their replies go.
+#[derive(Debug)]
+struct Ways {
     side: Side,
+    inbound: Half,
+    outbound: Half,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -25,17 +36,21 @@ struct Place {
     /// None before the first message.
     shape: Shape,
     arrival: Arrival,
-    /// A request's reply block.
-    reply: Block,
+    /// Where the payload lies, unless the message's line carried it.
+    payload: Spot,
+    /// Where a request's reply goes, and whether a small one may travel in its line.
+    room: Spot,
+    carries_reply: bool,
     /// Where the payload lies if that is one line of the region, and not in the message's own.
     line: Option<usize>,
     /// The payload, if the message's line carried it.
     bytes: [u8; CARRIED_MAX],
 }
 
-/// A message as it was taken from its line: what is kept of its slot, and what is its own.
+/// A message as it was taken from its line: what is kept of its slot, and what is its own. Nothing of it is copied before it is used:
+/// it would only be put aside.
 pub(super) struct Taken<'a> {
-    place: &'a Place,
+    place: &'a mut Place,
     slot: u16,
     generation: u32,
     invocation: u64,
@@ -43,20 +58,29 @@ pub(super) struct Taken<'a> {
 }
 
 impl Kept {
-    pub(super) fn new(geometry: Geometry, side: Side) -> Self {
+    pub(super) fn new(segment: &Segment, side: Side) -> Self {
         let place = Place {
             shape: Shape::NONE,
             arrival: nothing(side),
-            reply: Block { offset: 0, capacity: 0 },
+            payload: Spot::NOTHING,
+            room: Spot::NOTHING,
+            carries_reply: false,
             line: None,
             bytes: [0; CARRIED_MAX],
         };
-        Self { places: vec![place; usize::from(geometry.window)].into(), geometry, side }
+        let outbound = Direction::sent_by(side);
+        let half = |direction| *segment.layout().half(direction);
+        let ways = Ways { side, inbound: half(outbound.opposite()), outbound: half(outbound) };
+        Self { places: vec![place; usize::from(segment.geometry().window)].into(), ways }
     }
 
     /// The message that lies in a line, found good. Whoever writes to the line meanwhile changes nothing that was looked at.
     #[inline(always)]
-    pub(super) fn take(&mut self, line: &Line) -> Result<Taken<'_>, Box<LinkError>> {
+    pub(super) fn take(
+        &mut self,
+        line: &Line,
+        segment: &Segment,
+    ) -> Result<Taken<'_>, Box<LinkError>> {
         let mut first = line.first();
         let slot = slot_of(first);
         let Some(place) = self.places.get_mut(usize::from(slot)) else {
@@ -73,21 +97,19 @@ impl Kept {
             if slot_of(words[0]) != slot {
                 return Err(failed(outside(words[0])));
             }
-            place.check(words, self.geometry, self.side)?;
+            place.check(words, segment, &self.ways)?;
             (first, invocation, time_ns) = (words[0], words[2], words[6]);
         }
         Ok(Taken { place, slot, generation: generation_of(first), invocation, time_ns })
     }
 
     /// The payload of an arrival, if its line carried it.
-    #[inline(always)]
     pub(super) fn carried(&self, payload: Payload) -> Option<&[u8]> {
         let place = self.places.get(usize::from(payload.slot))?;
         place.bytes.get(..payload.len as usize).filter(|_| place.shape.carries())
     }
 
     /// The same, as room to work.
-    #[inline(always)]
     pub(super) fn carried_mut(&mut self, payload: Payload) -> Option<&mut [u8]> {
         let place = self.places.get_mut(usize::from(payload.slot))?;
         place.bytes.get_mut(..payload.len as usize).filter(|_| place.shape.carries())
@@ -101,21 +123,29 @@ impl Place {
     fn check(
         &mut self,
         words: Words,
-        geometry: Geometry,
-        side: Side,
+        segment: &Segment,
+        Ways { side, inbound, outbound }: &Ways,
     ) -> Result<(), Box<LinkError>> {
+        let geometry = segment.geometry();
         let slot_blocks = geometry.slot_bytes / BLOCK_ALIGN as u32;
         let Snapshot { header, carried } = unpack(&words, slot_blocks);
         let header = Header::from_words(&header).map_err(failed)?;
-        let arrival = check::checked(geometry, side, header).map_err(failed)?;
+        let arrival = check::checked(geometry, *side, header).map_err(failed)?;
         let Header { slot, block, payload_len: len, .. } = header;
         if carried && len as usize > CARRIED_MAX {
             return Err(failed(LinkError::Range { slot, block, len }));
         }
-        let line = (!carried && len as usize <= BLOCK_ALIGN)
-            .then(|| arrival.block.payload_offset() as usize);
-        let reply = arrival.reply.unwrap_or(Block { offset: 0, capacity: 0 });
-        *self = Place { shape: Shape::of(&words), arrival, reply, line, bytes: [0; CARRIED_MAX] };
+        let in_a_line = !carried && len as usize <= BLOCK_ALIGN;
+        let reply = response(&header, 0, 0);
+        *self = Place {
+            shape: Shape::of(&words),
+            arrival,
+            payload: segment.payload(inbound, arrival.payload()),
+            room: arrival.reply.map_or(Spot::NOTHING, |reply| segment.room(outbound, reply)),
+            carries_reply: may_carry(&reply, slot_blocks),
+            line: in_a_line.then(|| arrival.block.payload_offset() as usize),
+            bytes: [0; CARRIED_MAX],
+        };
         self.keep([words[4], words[5]]);
         Ok(())
     }
@@ -129,7 +159,7 @@ impl Place {
     }
 }
 
-impl Taken<'_> {
+impl<'a> Taken<'a> {
     #[inline(always)]
     pub(super) fn slot(&self) -> u16 {
         self.slot
@@ -137,18 +167,81 @@ impl Taken<'_> {
 
     /// The message.
     #[inline(always)]
-    pub(super) fn arrival(&self, side: Side) -> Arrival {
-        let &Self { place, slot, generation, invocation, time_ns } = self;
-        let header = Header { slot, generation, invocation, time_ns, ..place.arrival.header };
-        // Whether there is one is known without a look.
-        let reply = (side == Side::Worker).then_some(place.reply);
-        Arrival { header, block: place.arrival.block, reply }
+    pub(super) fn arrival(&self) -> Arrival {
+        Arrival { header: self.header(), ..self.place.arrival }
+    }
+
+    #[inline(always)]
+    fn header(&self) -> Header {
+        let &Self { ref place, slot, generation, invocation, time_ns, .. } = self;
+        Header { slot, generation, invocation, time_ns, ..place.arrival.header }
     }
 
     /// Where its payload lies, if that is one line of the region.
     #[inline(always)]
     pub(super) fn line(&self) -> Option<usize> {
         self.place.line
+    }
+
+    /// Whether it is this answer.
+    #[inline(always)]
+    pub(super) fn is(&self, expected: &Expected) -> bool {
+        let Arrival { header, block, .. } = &self.place.arrival;
+        self.generation == expected.generation
+            && self.slot == expected.slot
+            && self.invocation == expected.invocation
+            && header.epoch == expected.epoch
+            && header.status == Status::Ok
+            && block.offset == expected.block.offset
+            && block.capacity <= expected.block.capacity
+    }
+
+    /// Its payload.
+    #[inline(always)]
+    pub(super) fn payload(self, segment: &'a Segment) -> &'a [u8] {
+        match self.place.shape.carries() {
+            true => &self.place.bytes[..self.place.arrival.header.payload_len as usize],
+            false => segment.incoming(self.place.payload),
+        }
+    }
+
+    /// The call that it is.
+    #[inline(always)]
+    pub(super) fn asked(&self) -> Asked {
+        let &Self { ref place, slot, invocation, time_ns, .. } = self;
+        let Header { epoch, function, .. } = place.arrival.header;
+        Asked { slot, epoch, invocation, function, time_ns }
+    }
+
+    /// Its payload, and the block of its reply.
+    #[inline(always)]
+    pub(super) fn exchange<'b>(
+        &'b mut self,
+        segment: &'b mut Segment,
+    ) -> (&'b mut [u8], &'b mut [u8]) {
+        let &mut Place { shape, arrival, payload, room, ref mut bytes, .. } = self.place;
+        match shape.carries() {
+            true => (&mut bytes[..arrival.header.payload_len as usize], segment.outgoing(room)),
+            false => segment.exchange(payload, room),
+        }
+    }
+
+    /// The header of its good reply.
+    #[inline(always)]
+    pub(super) fn response(&self, len: u32, time_ns: u64) -> Header {
+        response(&self.header(), len, time_ns)
+    }
+
+    /// The header of another.
+    #[cold]
+    pub(super) fn response_otherwise(&self, how: Otherwise) -> Header {
+        how.response(&self.header())
+    }
+
+    /// Whether a small reply travels in its line.
+    #[inline(always)]
+    pub(super) fn carries_reply(&self) -> bool {
+        self.place.carries_reply
     }
 }
 
@@ -181,9 +274,12 @@ fn nothing(side: Side) -> Arrival {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::link::Geometry;
 
     const GEOMETRY: Geometry = Geometry { window: 3, slot_bytes: 1024, arena_bytes: 1 << 16 };
 
@@ -242,10 +338,12 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_kept_says_what_a_check_anew_says(lines in proptest::collection::vec(words(), 1..60)) {
+            let file = Segment::create(GEOMETRY).unwrap();
+            let segment = Segment::open(file.as_fd(), GEOMETRY).unwrap();
             for side in [Side::Client, Side::Worker] {
-                let mut kept = Kept::new(GEOMETRY, side);
+                let mut kept = Kept::new(&segment, side);
                 for words in &lines {
-                    let taken = kept.take(&Line::of(words)).map(|taken| taken.arrival(side)).ok();
+                    let taken = kept.take(&Line::of(words), &segment).map(|taken| taken.arrival()).ok();
                     let seen = taken.map(|arrival| {
                         let payload = kept.carried(arrival.payload()).map(<[u8]>::to_vec);
                         (arrival, payload)

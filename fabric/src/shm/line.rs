@@ -160,9 +160,14 @@ impl Line {
         if let Some(carried) = carried {
             pack(&mut words, carried);
         }
-        for (place, word) in self.0[..NUMBER].iter().zip(words) {
-            place.store(word, Ordering::Relaxed);
-        }
+        let [first, epoch, invocation, function, payload, reply, time, _] = words;
+        self.0[FIRST].store(first, Ordering::Relaxed);
+        self.0[EPOCH].store(epoch, Ordering::Relaxed);
+        self.0[INVOCATION].store(invocation, Ordering::Relaxed);
+        self.0[FUNCTION].store(function, Ordering::Relaxed);
+        self.0[PAYLOAD].store(payload, Ordering::Relaxed);
+        self.0[REPLY].store(reply, Ordering::Relaxed);
+        self.0[TIME].store(time, Ordering::Relaxed);
         self.0[NUMBER].store(u64::from(sequence), Ordering::Release);
     }
 }

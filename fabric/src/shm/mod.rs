@@ -13,6 +13,7 @@
 
 mod barrier;
 mod bell;
+mod inbound;
 mod kept;
 mod layout;
 mod line;
@@ -28,17 +29,20 @@ use std::{
 
 use bell::Sleep;
 use gleaner_proto::header::{BLOCK_ALIGN, Header};
-use kept::Kept;
+use inbound::Inbound;
 pub use layout::{Direction, Half, Layout};
-use line::{carried_words, may_carry};
+use line::{CARRIED_MAX, CarriedWords, carried_words, may_carry};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 pub use segment::{Segment, SegmentError};
 
 use crate::{
     check::Side,
     futex::{self, Words},
-    link::{Arrival, Block, Geometry, Link, LinkError, Payload, failed},
-    tune::{DRAIN_ROUNDS, FUTEX_SLICE, LINES_AHEAD, LIVENESS_POLLS},
+    link::{
+        Arrival, Asked, Block, Done, Expected, Found, Geometry, Link, LinkError, Payload, Run,
+        failed,
+    },
+    tune::{DRAIN_ROUNDS, FUTEX_SLICE, LINES_AHEAD},
 };
 
 /// One end of a link over shared memory.
@@ -46,33 +50,16 @@ use crate::{
 pub struct ShmLink {
     segment: Segment,
     socket: OwnedFd,
-    side: Side,
+    inbound: Inbound,
     outbound: Half,
-    inbound: Half,
-    /// The number of the last message posted, and of the last that the peer is known to have taken.
+    /// The number of the last message posted, and of the last that there is room for as far as is known.
     posted: u32,
-    confirmed: u32,
-    /// The number of the last message polled.
-    polled: u32,
-    /// The last message of each slot.
-    kept: Kept,
+    last: u32,
     /// Blocks from one slot to the next.
     slot_blocks: u32,
-    /// Where the payload of the last message lay, if it was small: with one call at a time the next one's lies there too.
-    expected: Option<usize>,
-    /// Empty polls since a message came or the socket was looked at.
-    idle_polls: u32,
-    /// The last message's slot.
-    last_slot: u16,
-    /// A poll was empty since the last message.
-    waited: bool,
-    /// The last message was here before it was looked for: there are several at a time.
-    pipelined: bool,
     /// Several posts follow, and one look at the peer's bell is enough for all; one is due.
     holds: bool,
     unrung: bool,
-    /// Our bell may say that we sleep.
-    asked: bool,
     /// The peer is gone: what it posted before still counts.
     closed: bool,
 }
@@ -80,56 +67,73 @@ pub struct ShmLink {
 impl ShmLink {
     /// Makes a link of a mapped segment and one end of a connected Unix stream socket, which then belongs to it.
     pub fn new(segment: Segment, socket: OwnedFd, side: Side) -> Self {
-        let outbound = Direction::sent_by(side);
-        let half = |direction| *segment.layout().half(direction);
-        let (outbound, inbound) = (half(outbound), half(outbound.opposite()));
         if side == Side::Worker {
             segment.begin();
         }
-        let geometry = segment.geometry();
         Self {
-            kept: Kept::new(geometry, side),
-            slot_blocks: geometry.slot_bytes / BLOCK_ALIGN as u32,
+            inbound: Inbound::new(&segment, side),
+            slot_blocks: segment.geometry().slot_bytes / BLOCK_ALIGN as u32,
+            posted: 0,
+            last: segment.layout().lines,
+            outbound: *segment.layout().half(Direction::sent_by(side)),
             segment,
             socket,
-            side,
-            outbound,
-            inbound,
-            posted: 0,
-            confirmed: 0,
-            polled: 0,
-            expected: None,
-            idle_polls: 0,
-            last_slot: 0,
-            waited: true,
-            pipelined: false,
             holds: false,
             unrung: false,
-            asked: false,
             closed: false,
         }
     }
 
     /// The next message is here.
     #[inline(always)]
-    fn ready(&self) -> bool {
-        let next = self.polled.wrapping_add(1);
-        self.segment.line(&self.inbound, next).holds(next)
+    fn is_ready(&self) -> bool {
+        self.inbound.is_in(self.inbound.next(&self.segment))
+    }
+
+    /// As [`Link::serve`], compiled into its caller together with what it runs.
+    #[inline(always)]
+    pub fn serve_with(
+        &mut self,
+        run: impl FnOnce(Asked, &mut [u8], &mut [u8]) -> Done,
+    ) -> Result<bool, Box<LinkError>> {
+        self.ring_if_due()?;
+        let line = self.inbound.next(&self.segment);
+        if !self.inbound.is_in(line) {
+            self.found_none()?;
+            return Ok(false);
+        }
+        let mut taken = self.inbound.take(&self.segment, line)?;
+        let asked = taken.asked();
+        let (input, output) = taken.exchange(&mut self.segment);
+        let (len, time_ns) = match run(asked, input, output) {
+            Done::Well { len, time_ns } => (len, time_ns),
+            Done::Otherwise(how) => {
+                let header = taken.response_otherwise(how);
+                self.publish_otherwise(&header)?;
+                return Ok(true);
+            }
+        };
+        let small = (len <= CARRIED_MAX).then(|| carried_words(&output[..len]));
+        let header = taken.response(len as u32, time_ns);
+        let carried = small.filter(|_| taken.carries_reply());
+        self.publish(&header, carried)?;
+        Ok(true)
+    }
+
+    /// The same of what is seldom.
+    #[cold]
+    #[inline(never)]
+    fn publish_otherwise(&mut self, header: &Header) -> Result<(), Box<LinkError>> {
+        self.publish(header, None)
     }
 
     /// No message is here.
     #[inline(always)]
-    fn found_none(&mut self) -> Result<Option<Arrival>, Box<LinkError>> {
-        self.waited = true;
-        // The payload is written before the line: so it is on its way while we still wait for the line.
-        if let Some(at) = self.expected {
-            self.segment.prefetch(&self.inbound, at);
-        }
-        self.idle_polls += 1;
-        if self.idle_polls >= LIVENESS_POLLS || self.closed {
+    fn found_none(&mut self) -> Result<(), Box<LinkError>> {
+        if self.inbound.found_none(&self.segment) || self.closed {
             self.ask_if_closed().map_err(failed)?;
         }
-        Ok(None)
+        Ok(())
     }
 
     /// After many empty polls, or when the peer is known to be gone: asks the socket.
@@ -137,7 +141,7 @@ impl ShmLink {
     fn ask_if_closed(&mut self) -> Result<(), LinkError> {
         self.look_at_socket()?;
         // What it posted before it went was there before its socket ended.
-        match self.closed && !self.ready() {
+        match self.closed && !self.is_ready() {
             true => Err(LinkError::Closed),
             false => Ok(()),
         }
@@ -145,12 +149,12 @@ impl ShmLink {
 
     /// Takes old wake-ups off the socket and finds out whether the peer has gone.
     fn look_at_socket(&mut self) -> Result<(), LinkError> {
-        self.idle_polls = 0;
+        self.inbound.looked_at_socket();
         let mut wake_ups = [0; 64];
         for _ in 0..DRAIN_ROUNDS {
             match recv(self.socket.as_raw_fd(), &mut wake_ups, MsgFlags::MSG_DONTWAIT) {
                 Ok(0) | Err(nix::Error::ECONNRESET) => {
-                    self.closed = true;
+                    self.close();
                     break;
                 }
                 Ok(taken) if taken == wake_ups.len() => {}
@@ -164,11 +168,12 @@ impl ShmLink {
     /// The ring is full as far as is known: looks at what the peer has taken by now.
     #[cold]
     fn confirm(&mut self) -> Result<(), LinkError> {
-        let taken = self.segment.taken(&self.outbound).load(Ordering::Acquire);
-        let newly = taken.wrapping_sub(self.confirmed);
+        let lines = self.segment.layout().lines;
+        let room = self.segment.taken(&self.outbound).load(Ordering::Acquire).wrapping_add(lines);
+        let more = room.wrapping_sub(self.last);
         // More than was posted is a lie, and worth nothing; any other only hurts who tells it.
-        if (1..=self.segment.layout().lines).contains(&newly) {
-            self.confirmed = taken;
+        if (1..=lines).contains(&more) && !self.closed {
+            self.last = room;
             return Ok(());
         }
         self.look_at_socket()?;
@@ -178,13 +183,41 @@ impl ShmLink {
         }
     }
 
+    /// The peer is gone: nothing more is posted.
+    fn close(&mut self) {
+        self.closed = true;
+        self.last = self.posted;
+    }
+
+    /// Stores a message in the next line, with the payload if that travels there, and wakes the peer if it sleeps.
+    #[inline(always)]
+    fn publish(
+        &mut self,
+        header: &Header,
+        carried: Option<CarriedWords>,
+    ) -> Result<(), Box<LinkError>> {
+        if self.posted == self.last {
+            self.confirm().map_err(failed)?;
+        }
+        self.posted = self.posted.wrapping_add(1);
+        self.segment.line(&self.outbound, self.posted).publish(self.posted, header, carried);
+        // With one message at a time the peer already looks at the next line, and would lose it for nothing.
+        if self.inbound.is_pipelined() {
+            self.segment.own_line(&self.outbound, self.posted.wrapping_add(LINES_AHEAD));
+        }
+        if self.holds {
+            self.unrung = true;
+            return Ok(());
+        }
+        self.ring()
+    }
+
     /// Wakes the peer, if it sleeps.
     #[inline(always)]
-    fn ring(&mut self) -> Result<(), LinkError> {
-        self.unrung = false;
+    fn ring(&mut self) -> Result<(), Box<LinkError>> {
         match bell::ring(self.segment.sleeping(&self.outbound)) {
             None => Ok(()),
-            Some(how) => self.wake(how),
+            Some(how) => self.wake(how).map_err(failed),
         }
     }
 
@@ -200,9 +233,13 @@ impl ShmLink {
     }
 
     /// Does so for the posts that were held.
-    #[inline]
-    fn ring_if_due(&mut self) -> Result<(), LinkError> {
-        if self.unrung { self.ring() } else { Ok(()) }
+    #[inline(always)]
+    fn ring_if_due(&mut self) -> Result<(), Box<LinkError>> {
+        if !self.unrung {
+            return Ok(());
+        }
+        self.unrung = false;
+        self.ring()
     }
 
     fn send_wake_up(&mut self) -> Result<(), LinkError> {
@@ -211,18 +248,11 @@ impl ShmLink {
             // A socket without room is readable as it is.
             Ok(_) | Err(nix::Error::EAGAIN) => Ok(()),
             Err(nix::Error::EPIPE | nix::Error::ECONNRESET) => {
-                self.closed = true;
+                self.close();
                 Err(LinkError::Closed)
             }
             Err(error) => Err(system("send a wake-up", error)),
         }
-    }
-
-    /// Tells the peer that we are about to sleep. True if a message is here.
-    fn ask(&mut self, how: Sleep) -> bool {
-        let ready = bell::ask(self.segment.sleeping(&self.inbound), how, || self.ready());
-        self.asked = !ready;
-        ready
     }
 }
 
@@ -234,34 +264,19 @@ impl Link for ShmLink {
 
     #[inline(always)]
     fn outgoing(&mut self, block: Block) -> &mut [u8] {
-        self.segment.room(&self.outbound, block)
+        self.segment.outgoing(self.segment.room(&self.outbound, block))
     }
 
     #[inline(always)]
-    fn post(&mut self, block: Block, header: &Header) -> Result<(), LinkError> {
+    fn post(&mut self, block: Block, header: &Header) -> Result<(), Box<LinkError>> {
         debug_assert_eq!(header.block, block.index(), "the header names another block");
         debug_assert!(header.payload_len <= block.capacity, "the payload exceeds its block");
-        if self.closed {
-            return Err(LinkError::Closed);
+        if !may_carry(header, self.slot_blocks) {
+            return self.publish(header, None);
         }
-        if self.posted.wrapping_sub(self.confirmed) == self.segment.layout().lines {
-            self.confirm()?;
-        }
-        self.posted = self.posted.wrapping_add(1);
-        if may_carry(header, self.slot_blocks) {
-            let payload = self.segment.room(&self.outbound, block);
-            let carried = carried_words(&payload[..header.payload_len as usize]);
-            let line = self.segment.line(&self.outbound, self.posted);
-            line.publish(self.posted, header, Some(carried));
-        } else {
-            self.segment.line(&self.outbound, self.posted).publish(self.posted, header, None);
-        }
-        // With one message at a time the peer already looks at the next line, and would lose it for nothing.
-        if self.pipelined {
-            self.segment.own_line(&self.outbound, self.posted.wrapping_add(LINES_AHEAD));
-        }
-        self.unrung = true;
-        if self.holds { Ok(()) } else { self.ring() }
+        let payload = self.segment.outgoing(self.segment.room(&self.outbound, block));
+        let carried = carried_words(&payload[..header.payload_len as usize]);
+        self.publish(header, Some(carried))
     }
 
     fn hold(&mut self) {
@@ -270,51 +285,58 @@ impl Link for ShmLink {
 
     fn release(&mut self) -> Result<(), LinkError> {
         self.holds = false;
-        self.ring_if_due()
+        Ok(self.ring_if_due()?)
     }
 
     #[inline(always)]
     fn poll(&mut self) -> Result<Option<Arrival>, Box<LinkError>> {
-        self.ring_if_due().map_err(failed)?;
-        let next = self.polled.wrapping_add(1);
-        let line = self.segment.line(&self.inbound, next);
-        if !line.holds(next) {
-            return self.found_none();
+        self.ring_if_due()?;
+        let line = self.inbound.next(&self.segment);
+        if !self.inbound.is_in(line) {
+            self.found_none()?;
+            return Ok(None);
         }
-        let taken = self.kept.take(line)?;
-        (self.polled, self.idle_polls) = (next, 0);
-        self.segment.taken(&self.inbound).store(next, Ordering::Release);
-        if self.asked {
-            self.asked = false;
-            withdraw(&self.segment, &self.inbound);
-        }
-        // One at a time always finds the same slot free.
-        let other = std::mem::replace(&mut self.last_slot, taken.slot()) != taken.slot();
-        self.pipelined = other & !std::mem::take(&mut self.waited);
-        if self.pipelined {
-            self.segment.prefetch_payload_of(&self.inbound, next.wrapping_add(1));
-        }
-        self.expected = taken.line();
-        // Last: what is read before a store has to be kept somewhere.
-        Ok(Some(taken.arrival(self.side)))
+        let taken = self.inbound.take(&self.segment, line)?;
+        Ok(Some(taken.arrival()))
+    }
+
+    fn incoming(&self, payload: Payload) -> &[u8] {
+        self.inbound.payload(&self.segment, payload)
     }
 
     #[inline(always)]
-    fn incoming(&self, payload: Payload) -> &[u8] {
-        self.kept.carried(payload).unwrap_or_else(|| self.segment.payload(&self.inbound, payload))
-    }
-
-    #[inline]
     fn intact(&self) -> bool {
         self.segment.is_whole()
     }
 
-    #[inline(always)]
     fn exchange(&mut self, payload: Payload, reply: Block) -> (&mut [u8], &mut [u8]) {
-        match self.kept.carried_mut(payload) {
-            Some(input) => (input, self.segment.room(&self.outbound, reply)),
-            None => self.segment.exchange(&self.inbound, payload, &self.outbound, reply),
-        }
+        self.inbound.exchange(&mut self.segment, payload, &self.outbound, reply)
+    }
+
+    #[inline(always)]
+    fn answer(&mut self, expected: &Expected, looks: u32) -> Result<Found<'_>, Box<LinkError>> {
+        self.ring_if_due()?;
+        let mut left = looks;
+        let line = loop {
+            let line = self.inbound.next(&self.segment);
+            if self.inbound.is_in(line) {
+                break line;
+            }
+            self.found_none()?;
+            left = left.saturating_sub(1);
+            if left == 0 {
+                return Ok(Found::None);
+            }
+        };
+        let taken = self.inbound.take(&self.segment, line)?;
+        Ok(match taken.is(expected) {
+            true => Found::Reply(taken.payload(&self.segment)),
+            false => Found::other(taken.arrival()),
+        })
+    }
+
+    fn serve(&mut self, run: Run<'_>) -> Result<bool, Box<LinkError>> {
+        self.serve_with(run)
     }
 
     fn unsent(&self) -> bool {
@@ -324,7 +346,7 @@ impl Link for ShmLink {
     fn wait(&mut self, timeout: Duration) -> Result<(), LinkError> {
         self.ring_if_due()?;
         let end = Instant::now().checked_add(timeout);
-        while !self.ready() && !self.ask(Sleep::Futex) {
+        while !self.is_ready() && !self.inbound.ask(&self.segment, Sleep::Futex) {
             // After asking: a peer that leaves from here on rings.
             self.look_at_socket()?;
             let left = end.map_or(Duration::MAX, |end| end.duration_since(Instant::now()));
@@ -333,13 +355,12 @@ impl Link for ShmLink {
             }
             // In slices: a peer that is killed does not ring, and a hostile one may have moved our sleep elsewhere.
             let mut sleep = Words::new();
-            sleep.push((self.segment.sleeping(&self.inbound), Sleep::Futex as u32));
+            sleep.push((self.inbound.bell(&self.segment), Sleep::Futex as u32));
             sleep
                 .wait(left.min(FUTEX_SLICE))
                 .map_err(|source| LinkError::Io { step: "sleep on the futex", source })?;
         }
-        withdraw(&self.segment, &self.inbound);
-        self.asked = false;
+        self.inbound.woke(&self.segment);
         Ok(())
     }
 
@@ -351,17 +372,17 @@ impl Link for ShmLink {
         self.ring_if_due()?;
         // Before asking: the byte of a message that comes after it must stay.
         self.look_at_socket()?;
-        Ok(self.closed || self.ask(Sleep::Socket))
+        Ok(self.closed || self.inbound.ask(&self.segment, Sleep::Socket))
     }
 
     fn wait_word(&self) -> Option<(&AtomicU32, u32)> {
-        Some((self.segment.sleeping(&self.inbound), Sleep::Futex as u32))
+        Some((self.inbound.bell(&self.segment), Sleep::Futex as u32))
     }
 
     fn arm_word(&mut self) -> Result<bool, LinkError> {
         self.ring_if_due()?;
         // A look first: while messages wait, the peer's line of our bell is left alone.
-        Ok(self.closed || self.ready() || self.ask(Sleep::Futex))
+        Ok(self.closed || self.is_ready() || self.inbound.ask(&self.segment, Sleep::Futex))
     }
 }
 
@@ -371,12 +392,6 @@ impl Drop for ShmLink {
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
         let _ = self.ring();
     }
-}
-
-/// Tells the peer that we look by ourselves again.
-#[cold]
-fn withdraw(segment: &Segment, inbound: &Half) {
-    bell::withdraw(segment.sleeping(inbound));
 }
 
 fn system(step: &'static str, error: nix::Error) -> LinkError {

@@ -106,6 +106,19 @@ pub enum SegmentError {
     },
 }
 
+/// Bytes of one direction's region, which was found to hold them: only its own segment makes it, and is asked for them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spot {
+    /// From the segment's start.
+    at: usize,
+    len: usize,
+}
+
+impl Spot {
+    /// No byte.
+    pub(super) const NOTHING: Self = Self { at: 0, len: 0 };
+}
+
 impl Segment {
     /// Makes the memory file for a geometry. No page of it exists yet.
     pub fn create(geometry: Geometry) -> Result<OwnedFd, SegmentError> {
@@ -228,20 +241,13 @@ impl Segment {
     }
 
     /// The ring's line for the message with this number.
-    #[inline]
+    #[inline(always)]
     pub(super) fn line(&self, half: &Half, sequence: u32) -> &Line {
         let at = half.line(sequence);
         debug_assert!(at + HEADER_LEN <= self.mapping.len());
         // SAFETY: `half` is of this segment's layout, whose lines lie inside the mapping, which has the layout's size, and are
         // 64-aligned; a line is atomics alone, for which every bit pattern is a value.
         unsafe { self.mapping.base().add(at).cast::<Line>().as_ref() }
-    }
-
-    /// An arrival's payload.
-    #[inline]
-    pub(super) fn payload(&self, half: &Half, payload: Payload) -> &[u8] {
-        // SAFETY: inside the region, and ours to read until the slot is used again.
-        unsafe { &*self.payload_at(half, payload) }
     }
 
     /// Begins to bring the payload of this message into the cache, if it is here already. What its header says is a hint, and
@@ -288,43 +294,53 @@ impl Segment {
         let _ = at;
     }
 
-    /// The payload and guard of a block that is to be sent.
-    #[inline]
-    pub(super) fn room(&mut self, half: &Half, block: Block) -> &mut [u8] {
+    /// Where an arrival's payload lies. Panics if that is not inside: callers have checked what peers named.
+    #[inline(always)]
+    pub(super) fn payload(&self, half: &Half, payload: Payload) -> Spot {
+        self.spot(half, payload.offset as usize, payload.len as usize)
+    }
+
+    /// Where the payload and guard of a block lie that is to be sent.
+    #[inline(always)]
+    pub(super) fn room(&self, half: &Half, block: Block) -> Spot {
+        self.spot(half, block.payload_offset() as usize, block.capacity as usize + GUARD_LEN)
+    }
+
+    #[inline(always)]
+    fn spot(&self, half: &Half, start: usize, len: usize) -> Spot {
+        let region = self.layout.region_bytes;
+        assert!(start <= region && len <= region - start, "bytes outside the region");
+        Spot { at: half.region + start, len }
+    }
+
+    /// An arrival's payload.
+    #[inline(always)]
+    pub(super) fn incoming(&self, payload: Spot) -> &[u8] {
+        // SAFETY: inside the region, and ours to read until the slot is used again.
+        unsafe { &*self.bytes(payload) }
+    }
+
+    /// What is to be sent.
+    #[inline(always)]
+    pub(super) fn outgoing(&mut self, room: Spot) -> &mut [u8] {
         // SAFETY: inside the region, and ours to write until it is posted; `&mut self` is our only access.
-        unsafe { &mut *self.room_at(half, block) }
+        unsafe { &mut *self.bytes(room) }
     }
 
     /// An arrival's payload, and the block of its reply in the other direction's region.
-    #[inline]
-    pub(super) fn exchange(
-        &mut self,
-        inbound: &Half,
-        payload: Payload,
-        outbound: &Half,
-        reply: Block,
-    ) -> (&mut [u8], &mut [u8]) {
+    #[inline(always)]
+    pub(super) fn exchange(&mut self, payload: Spot, room: Spot) -> (&mut [u8], &mut [u8]) {
+        let apart = payload.at + payload.len <= room.at || room.at + room.len <= payload.at;
+        debug_assert!(apart || payload.len == 0, "one region for both directions");
         // SAFETY: as above; the two lie in two regions, which do not overlap.
-        unsafe { (&mut *self.payload_at(inbound, payload), &mut *self.room_at(outbound, reply)) }
+        unsafe { (&mut *self.bytes(payload), &mut *self.bytes(room)) }
     }
 
-    #[inline]
-    fn payload_at(&self, half: &Half, payload: Payload) -> *mut [u8] {
-        self.bytes(half, payload.offset as usize, payload.len as usize)
-    }
-
-    #[inline]
-    fn room_at(&self, half: &Half, block: Block) -> *mut [u8] {
-        self.bytes(half, block.payload_offset() as usize, block.capacity as usize + GUARD_LEN)
-    }
-
-    /// Bytes of a region. Panics if they are not: callers have checked what peers named.
-    #[inline]
-    fn bytes(&self, half: &Half, start: usize, len: usize) -> *mut [u8] {
-        let region = self.layout.region_bytes;
-        assert!(start <= region && len <= region - start, "bytes outside the region");
-        let at = half.region + start;
-        std::ptr::slice_from_raw_parts_mut(self.mapping.base().as_ptr().wrapping_add(at), len)
+    #[inline(always)]
+    fn bytes(&self, spot: Spot) -> *mut [u8] {
+        debug_assert!(spot.at + spot.len <= self.mapping.len());
+        let start = self.mapping.base().as_ptr().wrapping_add(spot.at);
+        std::ptr::slice_from_raw_parts_mut(start, spot.len)
     }
 
     /// A word of the control area or, for [`touch`](Self::touch), of any page.

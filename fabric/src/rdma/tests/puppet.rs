@@ -164,7 +164,7 @@ fn post(link: &mut RdmaLink, body: &[u8]) -> Result<(), LinkError> {
     let block = Block { offset: u64_at(body, 0), capacity: u64_at(body, 8) as u32 };
     let (header, payload) = body[16..].split_at(HEADER_LEN);
     link.outgoing(block)[..payload.len()].copy_from_slice(payload);
-    link.post(block, &Header::decode(header.try_into().unwrap()).unwrap())
+    Ok(link.post(block, &Header::decode(header.try_into().unwrap()).unwrap())?)
 }
 
 fn arrived(link: &RdmaLink, arrival: &Arrival) -> Vec<u8> {
@@ -258,13 +258,14 @@ impl Link for Remote {
         block.payload_and_guard(&mut self.outgoing)
     }
 
-    fn post(&mut self, block: Block, header: &Header) -> Result<(), LinkError> {
+    fn post(&mut self, block: Block, header: &Header) -> Result<(), Box<LinkError>> {
         let mut body = block.offset.to_le_bytes().to_vec();
         body.extend(u64::from(block.capacity).to_le_bytes());
         body.extend(header.encode());
         let start = block.payload_offset() as usize;
         body.extend(&self.outgoing[start..start + header.payload_len as usize]);
-        self.order(Order::Post, &body).map(drop)
+        self.order(Order::Post, &body).map(drop)?;
+        Ok(())
     }
 
     fn hold(&mut self) {
