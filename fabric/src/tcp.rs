@@ -2,12 +2,14 @@
 //!
 //! Set-up is the caller's: it hands over a socket on which the greeting is done. From then on the socket carries messages
 //! alone, 64 bytes of header and then the payload. A message is sent by one call from its block, where header and payload lie
-//! side by side. Small ones are received many at a time through a staging buffer; of a large one only the first part is, the
-//! rest goes straight into its block. Hot waiters call `poll`, warm ones sleep in poll(2).
+//! side by side. With one call at a time the next message belongs to the slot that was posted last, and is received right into its
+//! block. Others are received many at a time through a staging buffer; of a large one only the first part is, the rest goes straight into
+//! its block. Hot waiters call `poll`, warm ones sleep in poll(2).
 //!
 //! ```text
 //! receive:  socket ──recv──▶ staging ──▶ header checked ──▶ payload into its block ──▶ arrival
-//!                    └─────────── rest of a large payload ──────▲
+//!              │     └─────────── rest of a large payload ──────▲                        ▲
+//!              └──recv──▶ the block that is probably next ──▶ header checked: it is ─────┘
 //! ```
 #![forbid(unsafe_code)]
 
@@ -41,6 +43,10 @@ pub struct TcpLink {
     outgoing: Region,
     incoming: Region,
     staging: Staging,
+    /// The slot that was posted last, while nothing has come since: nobody reads its incoming block.
+    expected: Option<u16>,
+    /// Messages that the last receive brought.
+    brought: u32,
     /// The message whose payload is still arriving.
     partial: Option<Partial>,
     /// Messages that the socket did not take yet, oldest first; room for a window of them.
@@ -93,6 +99,8 @@ impl TcpLink {
             outgoing: region(geometry)?,
             incoming: region(geometry)?,
             staging: Staging { bytes, start: 0, end: 0 },
+            expected: None,
+            brought: 0,
             partial: None,
             unsent: VecDeque::with_capacity(usize::from(geometry.window)),
             emptied: false,
@@ -118,6 +126,7 @@ impl TcpLink {
             return Ok(None);
         };
         let arrival = check::arrival(self.geometry, self.side, snapshot)?;
+        self.brought += 1;
         self.staging.start += HEADER_LEN;
         let wanted = payload_mut(&mut self.incoming, &arrival);
         let filled = self.staging.take(wanted);
@@ -128,17 +137,22 @@ impl TcpLink {
         Ok(None)
     }
 
-    /// Receives once: into the block of a payload that is arriving, else into the staging buffer. 0: nothing was there.
+    /// Receives once: into the block of a payload that is arriving, or that is probably next, else into the staging buffer. 0: nothing
+    /// was there.
     fn receive(&mut self) -> Result<usize, LinkError> {
-        match &mut self.partial {
-            Some(Partial { arrival, filled }) => {
+        match (&mut self.partial, self.expected) {
+            (Some(Partial { arrival, filled }), _) => {
                 let rest = &mut payload_mut(&mut self.incoming, arrival)[*filled..];
                 let received = receive_some(&self.socket, rest)?;
                 self.emptied = received < rest.len();
                 *filled += received;
                 Ok(received)
             }
-            None => {
+            (None, Some(slot)) if self.staging.is_empty() && self.brought <= 1 => {
+                self.receive_in_place(slot)
+            }
+            (None, _) => {
+                self.brought = 0;
                 let room = self.staging.room();
                 let received = receive_some(&self.socket, room)?;
                 self.emptied = received < room.len();
@@ -146,6 +160,31 @@ impl TcpLink {
                 Ok(received)
             }
         }
+    }
+
+    /// Receives into a slot's block. What turns out to belong elsewhere goes by way of the staging buffer.
+    fn receive_in_place(&mut self, slot: u16) -> Result<usize, LinkError> {
+        let own = self.geometry.slot(slot);
+        let room = STAGING_BYTES.min(HEADER_LEN + own.capacity as usize);
+        let room = &mut self.incoming.bytes_mut()[own.offset as usize..][..room];
+        let received = receive_some(&self.socket, room)?;
+        self.emptied = received < room.len();
+        let bytes = &room[..received];
+        let Some((snapshot, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else {
+            self.staging.put(bytes);
+            return Ok(received);
+        };
+        let arrival = check::arrival(self.geometry, self.side, snapshot)?;
+        if arrival.block.offset != own.offset {
+            self.brought = 0;
+            self.staging.put(bytes);
+            return Ok(received);
+        }
+        let filled = rest.len().min(arrival.header.payload_len as usize);
+        self.staging.put(&rest[filled..]);
+        self.brought = 1;
+        self.partial = Some(Partial { arrival, filled });
+        Ok(received)
     }
 
     /// The message whose payload is complete now, if it is.
@@ -168,6 +207,7 @@ impl Link for TcpLink {
     fn post(&mut self, block: Block, header: &Header) -> Result<(), Box<LinkError>> {
         debug_assert_eq!(header.block, block.index(), "the header names another block");
         debug_assert!(header.payload_len <= block.capacity, "the payload exceeds its block");
+        self.expected = (header.slot < self.geometry.window).then_some(header.slot);
         let start = block.offset as usize;
         let end = start + HEADER_LEN + header.payload_len as usize;
         let bytes = &mut self.outgoing.bytes_mut()[start..end];
@@ -197,12 +237,14 @@ impl Link for TcpLink {
             if self.partial.is_none()
                 && let Some(arrival) = self.next_staged()?
             {
+                self.expected = None;
                 return Ok(Some(arrival));
             }
             if self.receive()? == 0 {
                 return Ok(None);
             }
             if let Some(arrival) = self.completed() {
+                self.expected = None;
                 return Ok(Some(arrival));
             }
         }
@@ -267,6 +309,16 @@ impl Link for TcpLink {
 const ROUND_UP: Duration = Duration::from_micros(999);
 
 impl Staging {
+    fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Keeps these bytes, where nothing was.
+    fn put(&mut self, bytes: &[u8]) {
+        (self.start, self.end) = (0, bytes.len());
+        self.bytes[..bytes.len()].copy_from_slice(bytes);
+    }
+
     fn filled(&self) -> &[u8] {
         &self.bytes[self.start..self.end]
     }
@@ -281,9 +333,11 @@ impl Staging {
 
     /// Room to receive into, after what is left of a header.
     fn room(&mut self) -> &mut [u8] {
-        self.bytes.copy_within(self.start..self.end, 0);
-        self.end -= self.start;
-        self.start = 0;
+        if self.start > 0 {
+            self.bytes.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
         &mut self.bytes[self.end..]
     }
 }
