@@ -27,6 +27,7 @@ pub(crate) fn test() -> anyhow::Result<()> {
 pub(crate) fn lint() -> anyhow::Result<()> {
     run(cargo(&["fmt", "--all", "--check"]))?;
     run(cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
+    fuzz_targets_compile()?;
     pure_crates_stay_pure()?;
     book::links_lead_somewhere(&root().join("docs/src"))?;
     if find("cargo-deny").is_none() {
@@ -42,6 +43,21 @@ pub(crate) fn lint() -> anyhow::Result<()> {
         "licenses",
         "sources",
     ]))
+}
+
+/// They are a workspace of their own, which nothing else builds. With this one's versions; their C++ runtime, which takes a compiler of
+/// its own, is only needed to run them.
+fn fuzz_targets_compile() -> anyhow::Result<()> {
+    let manifest = root().join("fuzz/Cargo.toml");
+    let lock = manifest.with_extension("lock");
+    if !lock.exists() {
+        std::fs::copy(root().join("Cargo.lock"), &lock).context("copy Cargo.lock to fuzz/")?;
+    }
+    let mut check = cargo(&["check", "--quiet"]);
+    check.arg("--manifest-path").arg(manifest);
+    check.arg("--target-dir").arg(target_dir().join("fuzz"));
+    check.env("CUSTOM_LIBFUZZER_PATH", "/dev/null");
+    run(check)
 }
 
 /// Crates that decide, and what they must never link: they take the time and the world as arguments.
