@@ -4,6 +4,7 @@
 use std::{thread, time::Duration};
 
 use anyhow::Result;
+use gleaner_fabric::Link;
 
 use crate::{
     link,
@@ -31,15 +32,19 @@ pub fn over_verbs(load: Load, trips: u64) -> Result<()> {
 /// Over Gleaner's link.
 pub fn over_link(load: Load, trips: u64) -> Result<()> {
     let (mut client, mut worker) = link::pair(load)?;
+    // One at a time: always the same slot, as it is with a lane.
+    let mut expected = link::expected(client.geometry(), 0);
     let (request, mut reply) = (vec![7; load.request], vec![0; load.reply()]);
-    for number in 0..trips {
-        link::request(&mut client, load.work, number, &request)?;
+    for _ in 0..trips {
+        expected.generation += 1;
+        expected.invocation += 1;
+        link::request(&mut client, load.work, &expected, &request)?;
         pause();
         while !link::serve(&mut worker, load)? {
             pause();
         }
         pause();
-        while !link::reply(&mut client, number, &mut reply)? {
+        while !link::reply(&mut client, &expected, &mut reply)? {
             pause();
         }
     }

@@ -33,6 +33,7 @@ pub enum Waiting {
 pub(crate) struct End {
     /// First: the peer goes when it finds this one gone.
     link: RdmaLink,
+    geometry: Geometry,
     waiting: Waiting,
     work: Work,
     sent: u64,
@@ -71,7 +72,8 @@ pub(crate) fn start(waiting: Waiting, worker: Waiting, load: Load) -> Result<End
     let mine = prepare(load)?;
     let theirs = peer.meet(&mine.endpoint())?;
     let link = mine.connect(&theirs, Side::Client, peer.socket()?.into())?;
-    Ok(End { link, waiting, work: load.work, sent: 0, received: 0, _peer: peer })
+    let geometry = link.geometry();
+    Ok(End { link, geometry, waiting, work: load.work, sent: 0, received: 0, _peer: peer })
 }
 
 /// The worker's process: serves until the client has gone.
@@ -91,8 +93,9 @@ pub(crate) fn run_worker(client: UnixStream, waiting: Waiting, load: Load) -> Re
     }
 }
 
-/// Answers one request, if there is one.
-pub fn serve(worker: &mut RdmaLink, load: Load) -> Result<bool, Box<LinkError>> {
+/// Answers one request, if there is one. As a service does it: by way of the link's table.
+#[inline(never)]
+pub fn serve(worker: &mut dyn Link, load: Load) -> Result<bool, Box<LinkError>> {
     worker.serve(&mut |_, input, output| {
         let len = load.reply();
         load.work.run(input, &mut output[..len]);
@@ -100,9 +103,10 @@ pub fn serve(worker: &mut RdmaLink, load: Load) -> Result<bool, Box<LinkError>> 
     })
 }
 
-/// Sends request number `number` with what is in `fill`.
-pub fn request(client: &mut RdmaLink, work: Work, number: u64, fill: &[u8]) -> Result<()> {
-    let Expected { slot, generation, epoch, invocation, block } = expected(client, number);
+/// Sends a request with what is in `fill`, to which this answer is expected.
+#[inline(never)]
+pub fn request(client: &mut dyn Link, work: Work, expected: &Expected, fill: &[u8]) -> Result<()> {
+    let &Expected { slot, generation, epoch, invocation, block } = expected;
     work.fill(client.outgoing(block), fill);
     let header = Header {
         generation,
@@ -122,21 +126,21 @@ pub fn request(client: &mut RdmaLink, work: Work, number: u64, fill: &[u8]) -> R
     Ok(client.post(block, &header)?)
 }
 
-/// Looks for the reply to request number `number` once, and copies it. False: there is none.
-pub fn reply(client: &mut RdmaLink, number: u64, reply: &mut [u8]) -> Result<bool> {
-    match client.answer(&expected(client, number), 1)? {
+/// Looks for a reply once, and copies it. False: there is none.
+#[inline(never)]
+pub fn reply(client: &mut dyn Link, expected: &Expected, reply: &mut [u8]) -> Result<bool> {
+    match client.answer(expected, 1)? {
         Found::None => Ok(false),
         Found::Reply(bytes) => {
             reply.copy_from_slice(bytes);
             Ok(true)
         }
-        Found::Other(arrival) => bail!("{:?} is not the reply to {number}", arrival.header),
+        Found::Other(arrival) => bail!("{:?} is not the reply to {expected:?}", arrival.header),
     }
 }
 
-#[inline(always)]
-fn expected(client: &RdmaLink, number: u64) -> Expected {
-    let geometry = client.geometry();
+/// The answer to request number `number`.
+pub fn expected(geometry: Geometry, number: u64) -> Expected {
     let slot = (number % u64::from(geometry.window)) as u16;
     let generation = (number / u64::from(geometry.window)) as u32 + 1;
     Expected { slot, generation, epoch: 1, invocation: number, block: geometry.slot(slot) }
@@ -144,13 +148,15 @@ fn expected(client: &RdmaLink, number: u64) -> Expected {
 
 impl Transport for End {
     fn send(&mut self, request: &[u8]) -> Result<()> {
-        self::request(&mut self.link, self.work, self.sent, request)?;
+        let expected = expected(self.geometry, self.sent);
+        self::request(&mut self.link, self.work, &expected, request)?;
         self.sent += 1;
         Ok(())
     }
 
     fn receive(&mut self, reply: &mut [u8]) -> Result<()> {
-        while !self::reply(&mut self.link, self.received, reply)? {
+        let expected = expected(self.geometry, self.received);
+        while !self::reply(&mut self.link, &expected, reply)? {
             if self.waiting == Waiting::Warm {
                 self.link.wait(WAIT)?;
             }

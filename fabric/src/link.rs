@@ -414,6 +414,7 @@ pub trait Link: Send {
 
     /// Client: looks for one answer, at most so many times and at least once, and takes whatever comes first. Ask whether the link is
     /// [`intact`](Self::intact) after reading.
+    #[inline(always)]
     fn answer(&mut self, expected: &Expected, looks: u32) -> Result<Found<'_>, Box<LinkError>> {
         let mut looks = 1..looks.max(1);
         let arrival = loop {
@@ -431,6 +432,7 @@ pub trait Link: Send {
     }
 
     /// Worker: takes the next call, has it run in place, and posts its reply. False: there is none.
+    #[inline(always)]
     fn serve(&mut self, run: Run<'_>) -> Result<bool, Box<LinkError>> {
         let Some(Arrival { header, block, reply }) = self.poll()? else { return Ok(false) };
         let Some(reply) = reply else { return Err(failed(LinkError::Kind(header.kind))) };

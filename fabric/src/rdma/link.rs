@@ -205,7 +205,7 @@ impl RdmaLink {
     }
 
     /// Takes the next completion, which is there.
-    #[inline]
+    #[inline(always)]
     fn take(&mut self) -> Result<Option<Arrival>, Box<LinkError>> {
         let completion = &self.ready[self.next];
         let (result, immediate) = (completion.result(), completion.immediate());
@@ -324,10 +324,12 @@ impl Link for RdmaLink {
         self.parts.geometry
     }
 
+    #[inline(always)]
     fn outgoing(&mut self, block: Block) -> &mut [u8] {
         block.payload_and_guard(self.parts.outgoing.bytes_mut())
     }
 
+    #[inline(always)]
     fn post(&mut self, block: Block, header: &Header) -> Result<(), Box<LinkError>> {
         debug_assert_eq!(header.block, block.index(), "the header names another block");
         debug_assert!(header.payload_len <= block.capacity, "the payload exceeds its block");
@@ -377,6 +379,7 @@ impl Link for RdmaLink {
         self.send_held()
     }
 
+    #[inline(always)]
     fn poll(&mut self) -> Result<Option<Arrival>, Box<LinkError>> {
         if self.holds {
             self.send_held().map_err(failed)?;
@@ -392,10 +395,12 @@ impl Link for RdmaLink {
         Ok(None)
     }
 
+    #[inline(always)]
     fn incoming(&self, payload: Payload) -> &[u8] {
         &self.parts.incoming.bytes()[payload.range()]
     }
 
+    #[inline(always)]
     fn exchange(&mut self, payload: Payload, reply: Block) -> (&mut [u8], &mut [u8]) {
         let input = &mut self.parts.incoming.bytes_mut()[payload.range()];
         debug_assert!(reply.capacity as usize + GUARD_LEN <= self.parts.outgoing.len());
