@@ -314,8 +314,9 @@ impl Called {
             Function::Gleaner { invoke, init: Some(init), fini } => {
                 Self::Fresh { invoke, init, fini }
             }
-            Function::Gleaner { invoke, init: None, fini } => {
-                Self::Ready { invoke, state: State::none(), fini }
+            // Without a state there is nothing to end.
+            Function::Gleaner { invoke, init: None, .. } => {
+                Self::Ready { invoke, state: State::none(), fini: None }
             }
         }
     }

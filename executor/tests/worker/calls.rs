@@ -9,6 +9,7 @@ use gleaner_executor::{
     board::{Phase, Place},
     worker::ipc::{FromWorker, ToWorker},
 };
+use gleaner_fabric::Geometry;
 use gleaner_proto::header::Status;
 
 use crate::rig::{EPOCH, GEOMETRY, HOT, PATIENCE, Rig, WARM};
@@ -157,6 +158,18 @@ fn a_hostile_client_loses_its_link_and_nobody_else_does() {
     let FromWorker::LinkClosed { session: 1, lane: 0, message } = rig.answer() else { panic!() };
     assert!(message.contains("bad header"), "{message}");
     assert_eq!(good.call(echo, b"after").text(), "after");
+}
+
+#[test]
+fn a_link_of_more_slots_than_the_board_has_is_closed() {
+    let mut rig = Rig::start(1);
+    let [echo] = rig.functions(["echo"]);
+    let mut good = rig.add_link(0, 0, WARM);
+    let wide = Geometry { window: GEOMETRY.window + 1, ..GEOMETRY };
+    let _client = rig.add_socket_of(wide, 1, 0, WARM);
+    let FromWorker::LinkClosed { session: 1, lane: 0, message } = rig.answer() else { panic!() };
+    assert_eq!(message, "the board has no place for the link");
+    assert_eq!(good.call(echo, b"still here").text(), "still here");
 }
 
 #[test]

@@ -161,10 +161,21 @@ impl Rig {
 
     /// The client's end of a link, as a plain socket.
     pub(crate) fn add_socket(&self, session: u16, lane: u16, hot_ns: u64) -> TcpStream {
+        self.add_socket_of(GEOMETRY, session, lane, hot_ns)
+    }
+
+    /// The same of a link of another geometry.
+    pub(crate) fn add_socket_of(
+        &self,
+        geometry: Geometry,
+        session: u16,
+        lane: u16,
+        hot_ns: u64,
+    ) -> TcpStream {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (worker, _) = listener.accept().unwrap();
-        let record = ToWorker::AddLink { session, lane, geometry: GEOMETRY, hot_ns };
+        let record = ToWorker::AddLink { session, lane, geometry, hot_ns };
         self.tell(&record, Some(worker.as_fd()));
         client
     }

@@ -205,7 +205,7 @@ pub(super) struct Remote {
     geometry: Geometry,
     /// What the suite writes before it posts; the puppet has the memory that is sent from.
     outgoing: Vec<u8>,
-    /// The last arrival's payload.
+    /// The payloads that arrived at the puppet, where they lie there.
     incoming: Vec<u8>,
 }
 
@@ -224,8 +224,8 @@ impl Remote {
         let worker = ours.connect(&theirs, Side::Worker, lane.into()).unwrap();
         send(&orders, DONE, &at_ours).unwrap();
         receive(&orders).unwrap();
-        let outgoing = vec![0; geometry.region_bytes() as usize];
-        (Self { orders, geometry, outgoing, incoming: Vec::new() }, worker)
+        let region = vec![0; geometry.region_bytes() as usize];
+        (Self { orders, geometry, outgoing: region.clone(), incoming: region }, worker)
     }
 
     /// Writes any bytes to the start of the worker's region.
@@ -279,17 +279,18 @@ impl Link for Remote {
     fn poll(&mut self) -> Result<Option<Arrival>, Box<LinkError>> {
         let Some(body) = self.order(Order::Poll, &[])? else { return Ok(None) };
         let header = Header::decode(body[8..8 + HEADER_LEN].try_into().unwrap()).unwrap();
-        self.incoming = body[8 + HEADER_LEN..].to_vec();
         let block = Block { offset: u64_at(&body, 0), capacity: header.payload_len };
-        Ok(Some(Arrival { header, block, reply: None }))
+        let arrival = Arrival { header, block, reply: None };
+        self.incoming[arrival.payload().range()].copy_from_slice(&body[8 + HEADER_LEN..]);
+        Ok(Some(arrival))
     }
 
-    fn incoming(&self, _last: Payload) -> &[u8] {
-        &self.incoming
+    fn incoming(&self, payload: Payload) -> &[u8] {
+        &self.incoming[payload.range()]
     }
 
-    fn exchange(&mut self, _last: Payload, reply: Block) -> (&mut [u8], &mut [u8]) {
-        (&mut self.incoming, reply.payload_and_guard(&mut self.outgoing))
+    fn exchange(&mut self, payload: Payload, reply: Block) -> (&mut [u8], &mut [u8]) {
+        (&mut self.incoming[payload.range()], reply.payload_and_guard(&mut self.outgoing))
     }
 
     fn unsent(&self) -> bool {
