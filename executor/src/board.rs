@@ -340,11 +340,6 @@ impl Counters<'_> {
 pub struct Slots<'a>(&'a [[AtomicU64; SLOT_WORDS]]);
 
 impl<'a> Slots<'a> {
-    /// Whether there are so many.
-    pub fn hold(self, window: u16) -> bool {
-        self.0.len() >= usize::from(window)
-    }
-
     /// A slot's words, if there is that slot.
     #[inline]
     pub fn get(self, slot: u16) -> Option<Slot<'a>> {

@@ -198,10 +198,9 @@ impl Lane {
                     self.tell_closed(session, "the lane serves as many links as it may");
                 }
                 Mail::Add { session, hot, link } => {
-                    let slots = self.shared.board.slots(session, self.number);
-                    match slots.filter(|slots| slots.hold(link.geometry().window)) {
+                    match self.shared.board.slots(session, self.number) {
                         Some(slots) => self.links.push(Served { session, hot, slots, link }),
-                        None => self.tell_closed(session, "the board has no place for the link"),
+                        None => self.tell_closed(session, "the board has no such session"),
                     }
                 }
                 Mail::SetHot { session, hot } => {

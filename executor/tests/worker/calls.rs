@@ -168,7 +168,7 @@ fn a_link_of_more_slots_than_the_board_has_is_closed() {
     let wide = Geometry { window: GEOMETRY.window + 1, ..GEOMETRY };
     let _client = rig.add_socket_of(wide, 1, 0, WARM);
     let FromWorker::LinkClosed { session: 1, lane: 0, message } = rig.answer() else { panic!() };
-    assert_eq!(message, "the board has no place for the link");
+    assert_eq!(message, "the board has no room for its session, lane or window");
     assert_eq!(good.call(echo, b"still here").text(), "still here");
 }
 
