@@ -5,10 +5,10 @@ use std::{os::unix::net::UnixStream, time::Duration};
 
 use anyhow::{Result, bail};
 use gleaner_fabric::{
-    Done, Expected, Found, Geometry, Link, LinkError, Side,
+    Block, Done, Expected, Found, Geometry, Link, LinkError, Side,
     rdma::{Adapter, RdmaLink, Settings, Unconnected},
 };
-use gleaner_proto::header::{BLOCK_ALIGN, GUARD_LEN, HEADER_LEN, Header, Kind, Status};
+use gleaner_proto::header::{BLOCK_ALIGN, GUARD_LEN, HEADER_LEN};
 
 use crate::{
     peer::{self, Peer, Role},
@@ -106,24 +106,9 @@ pub fn serve(worker: &mut dyn Link, load: Load) -> Result<bool, Box<LinkError>> 
 /// Sends a request with what is in `fill`, to which this answer is expected.
 #[inline(never)]
 pub fn request(client: &mut dyn Link, work: Work, expected: &Expected, fill: &[u8]) -> Result<()> {
-    let &Expected { slot, generation, epoch, invocation, block } = expected;
-    work.fill(client.outgoing(block), fill);
-    let header = Header {
-        generation,
-        slot,
-        kind: Kind::Request,
-        status: Status::Ok,
-        epoch,
-        invocation,
-        function: 0,
-        code: 0,
-        payload_len: fill.len() as u32,
-        block: block.index(),
-        reply_block: block.index(),
-        reply_capacity: block.capacity,
-        time_ns: 0,
-    };
-    Ok(client.post(block, &header)?)
+    let input = Block { capacity: fill.len() as u32, ..expected.block };
+    work.fill(client.outgoing(input), fill);
+    Ok(client.post(input, &expected.request(input, 0, 0))?)
 }
 
 /// Looks for a reply once, and copies it. False: there is none.

@@ -8,7 +8,7 @@ mod round_trip;
 use gleaner_fabric::{
     AnyLink, Arena, Arrival, Block, Expected, Geometry, Link, LinkError, Payload,
 };
-use gleaner_proto::header::{Header, Kind, Status};
+use gleaner_proto::header::{Header, Status};
 
 use crate::calls::{Fill, Read};
 use round_trip::Odd;
@@ -253,22 +253,7 @@ impl Slot {
     /// The header of its call.
     #[inline(always)]
     fn header(&self, function: u32, time_ns: u64) -> Header {
-        let Expected { slot, generation, epoch, invocation, block: reply } = self.expected;
-        Header {
-            generation,
-            slot,
-            kind: Kind::Request,
-            status: Status::Ok,
-            epoch,
-            invocation,
-            function,
-            code: 0,
-            payload_len: self.request.capacity,
-            block: self.request.index(),
-            reply_block: reply.index(),
-            reply_capacity: reply.capacity,
-            time_ns,
-        }
+        self.expected.request(self.request, function, time_ns)
     }
 }
 
@@ -351,6 +336,7 @@ mod tests {
     use std::os::{fd::AsFd, unix::net::UnixStream};
 
     use gleaner_fabric::{Segment, ShmLink, Side};
+    use gleaner_proto::header::Kind;
 
     use super::*;
 

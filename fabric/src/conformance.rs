@@ -5,6 +5,8 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)] // all of it is test
 
+mod in_place;
+
 use std::{
     thread,
     time::{Duration, Instant},
@@ -14,7 +16,11 @@ use gleaner_proto::header::{BLOCK_ALIGN, GUARD_LEN, HEADER_LEN, Header, Kind, St
 
 use crate::{
     arena::Arena,
-    link::{Arrival, Asked, Block, Done, Expected, Found, Geometry, Link, LinkError, Otherwise},
+    link::{Arrival, Block, Geometry, Link, LinkError},
+};
+
+pub use in_place::{
+    calls_are_served_in_place, unread_answers_stay, what_is_no_good_answer_is_told_apart,
 };
 
 /// A link's two ends: the client's and the worker's.
@@ -300,130 +306,6 @@ pub fn exchange_gives_both_buffers(make: impl Fn(Geometry) -> Pair) {
     worker.post(reply, &header).unwrap();
     let arrival = next(&mut *client);
     assert_eq!(client.incoming(arrival.payload()), b"UPPER");
-}
-
-/// A call is run where it arrives, and its answer is found by who expects it.
-pub fn calls_are_served_in_place(make: impl Fn(Geometry) -> Pair) {
-    let (mut client, mut worker) = make(SMALL);
-    for (call, size) in [0, 1, 7, 8, 16, 17, 64, 200, 5, 300].into_iter().enumerate() {
-        let (slot, call) = (call as u16 % 3, call as u64);
-        let data = payload(slot, call, size);
-        let header = Header { function: 6, time_ns: 99, ..request(slot, call) };
-        post(&mut *client, &header, &data);
-        serve(&mut *worker, |asked, input, output| {
-            let wanted = Asked { slot, epoch: 3, invocation: call, function: 6, time_ns: 99 };
-            assert_eq!((asked, &*input), (wanted, &data[..]));
-            assert_eq!(output.len(), SMALL.slot_capacity() as usize + GUARD_LEN);
-            output[..size].copy_from_slice(input);
-            output[..size].reverse();
-            Done::Well { len: size, time_ns: 5000 }
-        });
-        answer(&mut *client, &expected(&header), |found| match found {
-            Found::Reply(reply) => assert!(reply.iter().eq(data.iter().rev())),
-            other => panic!("{other:?}"),
-        });
-        assert!(client.intact());
-    }
-    assert!(!worker.serve(&mut |_, _, _| panic!("nothing was asked")).unwrap());
-    assert!(matches!(client.answer(&expected(&request(0, 0)), 3), Ok(Found::None)));
-}
-
-/// A call that ends otherwise, and another call's answer, are no good answer to this one.
-pub fn what_is_no_good_answer_is_told_apart(make: impl Fn(Geometry) -> Pair) {
-    let (mut client, mut worker) = make(SMALL);
-    let asked = request(1, 4);
-    let how = Otherwise { status: Status::FunctionError, code: 9, len: 3, wanted: 0, time_ns: 0 };
-    post(&mut *client, &asked, b"input");
-    serve(&mut *worker, |_, _, output| {
-        output[..3].copy_from_slice(b"why");
-        Done::Otherwise(how)
-    });
-    let mut arrived = None;
-    answer(&mut *client, &expected(&asked), |found| match found {
-        Found::Other(arrival) => arrived = Some(*arrival),
-        other => panic!("{other:?}"),
-    });
-    let Arrival { header, .. } = arrived.unwrap();
-    assert_eq!((header.status, header.code, header.invocation), (how.status, 9, 4));
-    assert_eq!(client.incoming(arrived.unwrap().payload()), b"why");
-    let good = expected(&asked);
-    let short = Block { capacity: 4, ..good.block };
-    let others = [
-        Expected { slot: 2, ..good },
-        Expected { generation: 2, ..good },
-        Expected { epoch: 4, ..good },
-        Expected { invocation: 5, ..good },
-        Expected { block: SMALL.slot(2), ..good },
-        Expected { block: short, ..good },
-    ];
-    for other in others {
-        post(&mut *client, &asked, b"input");
-        serve(&mut *worker, |_, input, output| {
-            output[..5].copy_from_slice(input);
-            Done::Well { len: 5, time_ns: 0 }
-        });
-        answer(&mut *client, &other, |found| match found {
-            Found::Other(arrival) => assert_eq!(arrival.header.invocation, 4),
-            other => panic!("{other:?}"),
-        });
-    }
-}
-
-/// An answer that nobody has read yet stays as it is while others come, in whichever order.
-pub fn unread_answers_stay(make: impl Fn(Geometry) -> Pair) {
-    let (mut client, mut worker) = make(SMALL);
-    let mut unread = Vec::new();
-    for call in 0..4u64 {
-        for slot in 0..3 {
-            post(&mut *client, &request(slot, call), b"ask");
-        }
-        let asked = [(); 3].map(|()| next(&mut *worker));
-        // First the one that was asked for last, or another with calls in between.
-        let (order, between) = if call % 2 == 0 { ([2, 1, 0], false) } else { ([1, 2, 0], true) };
-        for arrival in order.map(|number| &asked[number]) {
-            let slot = arrival.header.slot;
-            post(&mut *worker, &response(arrival), &payload(slot, call, 250));
-            let answer = next(&mut *client);
-            assert_eq!(answer.header.slot, slot);
-            unread.push((answer.payload(), payload(slot, call, 250)));
-            if !between {
-                continue;
-            }
-            post(&mut *client, &request(3, call), b"ask");
-            let other = next(&mut *worker);
-            post(&mut *worker, &response(&other), &payload(3, call, 200));
-            let other = next(&mut *client);
-            assert_eq!(client.incoming(other.payload()), payload(3, call, 200));
-        }
-        for (place, data) in unread.drain(..) {
-            assert!(client.incoming(place) == data, "slot {}", place.slot);
-        }
-    }
-}
-
-fn serve(worker: &mut dyn Link, mut run: impl FnMut(Asked, &mut [u8], &mut [u8]) -> Done) {
-    let until = Instant::now() + PATIENCE;
-    while !worker.serve(&mut run).unwrap() {
-        assert!(Instant::now() < until, "no call arrived");
-        thread::yield_now();
-    }
-}
-
-fn answer(client: &mut dyn Link, expected: &Expected, mut look: impl FnMut(Found<'_>)) {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match client.answer(expected, 3).unwrap() {
-            Found::None => assert!(Instant::now() < until, "no answer arrived"),
-            found => return look(found),
-        }
-        thread::yield_now();
-    }
-}
-
-/// The good answer to a request in its own slot.
-fn expected(request: &Header) -> Expected {
-    let &Header { slot, generation, epoch, invocation, .. } = request;
-    Expected { slot, generation, epoch, invocation, block: SMALL.slot(slot) }
 }
 
 /// Each wrong header ends the link with an error that says why.

@@ -273,6 +273,27 @@ impl Found<'_> {
 }
 
 impl Expected {
+    /// The header of the request to which this is the answer. The input's block is as long as the input.
+    #[inline(always)]
+    pub fn request(&self, input: Block, function: u32, time_ns: u64) -> Header {
+        let &Self { slot, generation, epoch, invocation, block: reply } = self;
+        Header {
+            generation,
+            slot,
+            kind: Kind::Request,
+            status: Status::Ok,
+            epoch,
+            invocation,
+            function,
+            code: 0,
+            payload_len: input.capacity,
+            block: input.index(),
+            reply_block: reply.index(),
+            reply_capacity: reply.capacity,
+            time_ns,
+        }
+    }
+
     /// Whether a message is an answer to the call, good or not.
     #[inline(always)]
     pub fn is_of(&self, arrival: &Arrival) -> bool {

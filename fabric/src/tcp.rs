@@ -388,7 +388,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::conformance::{HostilePair, Pair};
+    use crate::{
+        conformance::{HostilePair, Pair},
+        link::{Expected, response},
+    };
 
     fn sockets() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -425,6 +428,48 @@ mod tests {
             let (client, worker) = UnixStream::pair().unwrap();
             link_pair(client, worker, geometry)
         });
+    }
+
+    /// A good answer's bytes.
+    fn answer(expected: &Expected, reply: &[u8]) -> Vec<u8> {
+        let header = response(&expected.request(expected.block, 0, 0), reply.len() as u32, 0);
+        [&header.encode()[..], reply].concat()
+    }
+
+    /// The one that was asked for last is received in place if it comes first.
+    #[test]
+    fn two_answers_that_are_cut_anywhere_come_whole() {
+        let (first, last) = ((0, &b"of slot 0"[..]), (1, &b"slot 1's own"[..]));
+        for replies in [[last, first], [first, last]] {
+            come_whole(replies);
+        }
+    }
+
+    fn come_whole(replies: [(u16, &[u8]); 2]) {
+        let geometry = Geometry { window: 2, slot_bytes: 256, arena_bytes: 0 };
+        let expected = |slot| {
+            let (invocation, block) = (u64::from(slot), geometry.slot(slot));
+            Expected { slot, generation: 1, epoch: 1, invocation, block }
+        };
+        let stream = replies.map(|(slot, reply)| answer(&expected(slot), reply)).concat();
+        for cut in 1..stream.len() {
+            let (client, mut worker) = sockets();
+            let mut client = TcpLink::new(client, Side::Client, geometry).unwrap();
+            for slot in [0, 1] {
+                let input = Block { capacity: 0, ..geometry.slot(slot) };
+                client.post(input, &expected(slot).request(input, 0, 0)).unwrap();
+            }
+            let mut arrivals = Vec::new();
+            for part in [&stream[..cut], &stream[cut..]] {
+                worker.write_all(part).unwrap();
+                client.wait(Duration::from_secs(10)).unwrap();
+                while let Some(arrival) = client.poll().unwrap() {
+                    arrivals.push(arrival);
+                }
+            }
+            let come = arrivals.iter().map(|one| (one.header.slot, client.incoming(one.payload())));
+            assert_eq!(come.collect::<Vec<_>>(), replies, "cut at {cut}");
+        }
     }
 
     #[test]
