@@ -36,9 +36,8 @@ pub fn over_link(load: Load, trips: u64) -> Result<()> {
     let mut expected = link::expected(client.geometry(), 0);
     let (request, mut reply) = (vec![7; load.request], vec![0; load.reply()]);
     for _ in 0..trips {
-        expected.generation += 1;
-        expected.invocation += 1;
-        link::request(&mut client, load.work, &expected, &request)?;
+        expected.begin(expected.invocation() + 1, 0);
+        link::request(&mut client, load.work, &mut expected, &request)?;
         pause();
         while !link::serve(&mut worker, load)? {
             pause();

@@ -5,10 +5,10 @@ use std::{os::unix::net::UnixStream, time::Duration};
 
 use anyhow::{Result, bail};
 use gleaner_fabric::{
-    Block, Done, Expected, Found, Geometry, Link, LinkError, Side,
+    Asked, Done, Expected, Found, Geometry, Link, LinkError, Side,
     rdma::{Adapter, RdmaLink, Settings, Unconnected},
 };
-use gleaner_proto::header::{BLOCK_ALIGN, GUARD_LEN, HEADER_LEN};
+use gleaner_proto::header::{BLOCK_ALIGN, GUARD_LEN, HEADER_LEN, Header};
 
 use crate::{
     peer::{self, Peer, Role},
@@ -96,19 +96,19 @@ pub(crate) fn run_worker(client: UnixStream, waiting: Waiting, load: Load) -> Re
 /// Answers one request, if there is one. As a service does it: by way of the link's table.
 #[inline(never)]
 pub fn serve(worker: &mut dyn Link, load: Load) -> Result<bool, Box<LinkError>> {
-    worker.serve(&mut |_, input, output| {
+    worker.serve(&mut |_: Asked, input: &mut [u8], output: &mut [u8]| {
         let len = load.reply();
         load.work.run(input, &mut output[..len]);
-        Done::Well { len, time_ns: 0 }
+        Done::well(len, 0)
     })
 }
 
-/// Sends a request with what is in `fill`, to which this answer is expected.
+/// Sends a request with what is in `fill`.
 #[inline(never)]
-pub fn request(client: &mut dyn Link, work: Work, expected: &Expected, fill: &[u8]) -> Result<()> {
-    let input = Block { capacity: fill.len() as u32, ..expected.block };
-    work.fill(client.outgoing(input), fill);
-    Ok(client.post(input, &expected.request(input, 0, 0))?)
+pub fn request(client: &mut dyn Link, work: Work, call: &mut Expected, fill: &[u8]) -> Result<()> {
+    call.set_lengths(fill.len() as u32, call.block().capacity);
+    work.fill(client.outgoing(call.input()), fill);
+    Ok(client.ask(call, 0)?)
 }
 
 /// Looks for a reply once, and copies it. False: there is none.
@@ -128,13 +128,15 @@ pub fn reply(client: &mut dyn Link, expected: &Expected, reply: &mut [u8]) -> Re
 pub fn expected(geometry: Geometry, number: u64) -> Expected {
     let slot = (number % u64::from(geometry.window)) as u16;
     let generation = (number / u64::from(geometry.window)) as u32 + 1;
-    Expected { slot, generation, epoch: 1, invocation: number, block: geometry.slot(slot) }
+    let block = geometry.slot(slot);
+    let request = Expected::new(slot, 1, block).request(0);
+    Expected::of(&Header { generation, invocation: number, ..request })
 }
 
 impl Transport for End {
     fn send(&mut self, request: &[u8]) -> Result<()> {
-        let expected = expected(self.geometry, self.sent);
-        self::request(&mut self.link, self.work, &expected, request)?;
+        let mut call = expected(self.geometry, self.sent);
+        self::request(&mut self.link, self.work, &mut call, request)?;
         self.sent += 1;
         Ok(())
     }

@@ -14,15 +14,25 @@ use crate::{
     ended::Listener,
     error::CallError,
     function::Settings,
-    lane::{Errand, Trip},
+    lane::{self, Errand, Trip},
 };
+use gleaner_fabric::{Expected, Link, LinkError};
 
 #[cfg(doc)]
 use crate::lane::Lane;
 
-/// What writes a call's input in place, and reads its reply there.
+/// What gives a call its input, and reads its reply in place.
 pub(crate) trait Exchange {
+    /// Sends the call over its link.
+    fn send<L: Link + ?Sized>(
+        &mut self,
+        link: &mut L,
+        call: &Expected,
+    ) -> Result<(), Box<LinkError>>;
+    /// Writes the input of a call that was not sent so.
     fn fill(&mut self, input: &mut [u8]);
+    /// Writes the input of one that was, and whose input is not in its block.
+    fn keep(&mut self, input: &mut [u8]);
     fn read(&mut self, reply: &[u8]);
 }
 
@@ -42,8 +52,20 @@ pub(crate) struct Closures<'a> {
 
 impl Exchange for Copying<'_> {
     #[inline(always)]
+    fn send<L: Link + ?Sized>(
+        &mut self,
+        link: &mut L,
+        call: &Expected,
+    ) -> Result<(), Box<LinkError>> {
+        link.ask_with(call, self.input, 0)
+    }
+
     fn fill(&mut self, input: &mut [u8]) {
         input.copy_from_slice(self.input);
+    }
+
+    fn keep(&mut self, input: &mut [u8]) {
+        self.fill(input);
     }
 
     #[inline(always)]
@@ -57,8 +79,22 @@ impl Exchange for Copying<'_> {
 
 impl Exchange for Closures<'_> {
     #[inline(always)]
+    fn send<L: Link + ?Sized>(
+        &mut self,
+        link: &mut L,
+        call: &Expected,
+    ) -> Result<(), Box<LinkError>> {
+        self.fill(lane::input(link, call));
+        link.ask(call, 0)
+    }
+
+    #[inline(always)]
     fn fill(&mut self, input: &mut [u8]) {
         (self.fill)(input);
+    }
+
+    fn keep(&mut self, _: &mut [u8]) {
+        // It was written into its block.
     }
 
     #[inline(always)]
@@ -94,20 +130,17 @@ impl Calls {
         exchange: &mut impl Exchange,
     ) -> Option<Trip> {
         let (session, lane) = self.turn();
-        if !self.spin.is_warm()
+        if let Some(looks) = self.spin.looks_hot()
             && settings.deadline.is_none()
             && let Some(open) = self.sessions.get_mut(session).and_then(Option::as_mut)
             && open.closing.is_none()
             && let Some(at) = open.lanes.get_mut(lane)
             && let Some(&function) = open.functions.get(function as usize)
         {
-            let Self { next, last_number, spin, .. } = self;
-            let begin = || {
-                *next = (session + 1, lane);
-                *last_number += 1;
-                Errand { number: *last_number, function, looks: spin.looks() }
-            };
-            let trip = at.round_trip(len, settings.reply_capacity, begin, exchange)?;
+            self.last = (session, lane);
+            self.last_number += 1;
+            let errand = Errand { number: self.last_number, function, looks };
+            let trip = at.round_trip(len, settings.reply_capacity, errand, exchange)?;
             if trip == Trip::Read {
                 self.spin.answered();
                 self.stats.ok += 1;
@@ -129,7 +162,7 @@ impl Calls {
         exchange: &mut impl Exchange,
     ) -> Result<(), Box<CallError>> {
         let key = match trip {
-            Some(_) => self.adopt(function, settings),
+            Some(_) => self.adopt(function, settings, &mut |input| exchange.keep(input)),
             None => {
                 let fill = &mut |input: &mut [u8]| exchange.fill(input);
                 self.submit(function, settings, Listener::Nobody, len, fill).map_err(Box::new)?
@@ -152,12 +185,12 @@ impl Calls {
     }
 
     /// Gives the call that remains of a trip its record, and sees to what was found instead of its reply.
-    fn adopt(&mut self, function: u32, settings: &Settings) -> CallKey {
+    fn adopt(&mut self, function: u32, settings: &Settings, keep: Fill<'_>) -> CallKey {
         self.spin.looked(self.spin.looks());
-        let (session, lane) = (self.next.0 - 1, self.next.1);
+        let (session, lane) = self.last;
         let key = self.record(function, settings, None, Listener::Nobody);
         let Some(open) = self.sessions[session].as_mut() else { return key };
-        let (slot, found) = open.lanes[lane].adopt(key.index);
+        let (slot, found) = open.lanes[lane].adopt(key.index, keep);
         self.calls[key.index as usize].state = State::Sent(Place::new(session, lane, slot));
         match found {
             Ok(None) => {}

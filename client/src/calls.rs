@@ -72,8 +72,8 @@ pub(crate) struct Calls {
     /// No call's time is over before this; `None`: none has a bound.
     pub(crate) due: Option<Instant>,
     pub(crate) last_number: u64,
-    /// The session and the lane whose turn it is.
-    pub(crate) next: (usize, usize),
+    /// The session and the lane of the last call.
+    pub(crate) last: (usize, usize),
 }
 
 /// A function of the pool.
@@ -172,7 +172,8 @@ impl Calls {
             ended: Ended::default(),
             due: None,
             last_number: 0,
-            next: (0, 0),
+            // So that the first of all are next.
+            last: (usize::MAX - 1, usize::MAX - 1),
         }
     }
 

@@ -30,12 +30,10 @@ pub(crate) struct Lane {
 #[derive(Clone, Copy)]
 struct Slot {
     stage: Stage,
-    /// The good answer to its call.
+    /// Its call and the good answer. A slot that is free has its own blocks.
     expected: Expected,
     /// Who waits for the answer; `None` if the caller gave up.
     call: Option<u32>,
-    /// The input, as long as its block. A slot that is free has its own blocks.
-    request: Block,
     /// Where the answer lies, once it has come.
     answer: Payload,
 }
@@ -86,15 +84,8 @@ impl Lane {
         let geometry = link.geometry();
         let slot = |slot| Slot {
             stage: Stage::Idle,
-            expected: Expected {
-                slot,
-                generation: 0,
-                epoch,
-                invocation: 0,
-                block: geometry.slot(slot),
-            },
+            expected: Expected::new(slot, epoch, geometry.slot(slot)),
             call: None,
-            request: geometry.slot(slot),
             answer: Payload { slot, len: 0, offset: 0 },
         };
         Self {
@@ -125,20 +116,20 @@ impl Lane {
     pub(crate) fn prepare(&mut self, len: u32, reply_capacity: u32) -> Option<u16> {
         let number = *self.free.last()?;
         let own = self.geometry.slot(number);
-        let mut request = block(&mut self.requests, own, len)?;
+        let request = block(&mut self.requests, own, len)?;
         let Some(reply) = block(&mut self.replies, own, reply_capacity) else {
-            give_back(&mut self.requests, own, &mut request);
+            give_back(&mut self.requests, own, request);
             return None;
         };
         self.free.pop();
         let slot = &mut self.slots[usize::from(number)];
-        (slot.request, slot.expected.block) = (request, reply);
+        slot.expected.set_blocks(request, reply);
         Some(number)
     }
 
     /// The input of a slot's call, as it was sent.
     pub(crate) fn input(&mut self, slot: u16) -> &[u8] {
-        input(&mut self.link, &self.slots[usize::from(slot)])
+        input(&mut self.link, &self.slots[usize::from(slot)].expected)
     }
 
     /// Sends a prepared call, with the input that `fill` writes.
@@ -151,11 +142,10 @@ impl Lane {
     ) -> Result<(), LaneError> {
         let slot = &mut self.slots[usize::from(number)];
         // First: if it panics, there is no such call.
-        fill(input(&mut self.link, slot));
+        fill(input(&mut self.link, &slot.expected));
         slot.stage = Stage::Asked;
         slot.call = Some(call.call);
-        slot.number(call.number);
-        // Each kind of link gets a header of its own: one for both would have to lie in memory.
+        slot.expected.begin(call.number, call.function);
         match &mut self.link {
             AnyLink::Shm(link) => send(&mut **link, slot, call),
             AnyLink::Other(link) => send_other(&mut **link, slot, call),
@@ -202,7 +192,7 @@ impl Lane {
 
     /// The number of the call in a slot, for the protocol.
     pub(crate) fn invocation(&self, slot: u16) -> u64 {
-        self.slots[usize::from(slot)].expected.invocation
+        self.slots[usize::from(slot)].expected.invocation()
     }
 
     /// The caller of this slot's call gave up: its answer frees the slot and goes nowhere.
@@ -217,8 +207,9 @@ impl Lane {
         used.stage = Stage::Idle;
         used.call = None;
         let own = self.geometry.slot(slot);
-        give_back(&mut self.requests, own, &mut used.request);
-        give_back(&mut self.replies, own, &mut used.expected.block);
+        give_back(&mut self.requests, own, used.expected.input());
+        give_back(&mut self.replies, own, used.expected.block());
+        used.expected.set_blocks(own, own);
         self.free.push(slot);
     }
 
@@ -227,7 +218,7 @@ impl Lane {
         (0..)
             .zip(&self.slots)
             .filter(|(_, slot)| slot.stage == Stage::Asked)
-            .map(|(index, slot)| (index, slot.call, slot.expected.invocation))
+            .map(|(index, slot)| (index, slot.call, slot.expected.invocation()))
     }
 
     /// The link, for sleeping.
@@ -241,32 +232,16 @@ impl Lane {
     }
 }
 
-impl Slot {
-    /// A call of this number is next in it.
-    #[inline(always)]
-    fn number(&mut self, invocation: u64) {
-        let Expected { generation, .. } = self.expected;
-        self.expected.generation = generation.checked_add(1).unwrap_or(1);
-        self.expected.invocation = invocation;
-    }
-
-    /// The header of its call.
-    #[inline(always)]
-    fn header(&self, function: u32, time_ns: u64) -> Header {
-        self.expected.request(self.request, function, time_ns)
-    }
-}
-
-/// Where a slot's input lies.
+/// Where a call's input lies.
 #[inline(always)]
-fn input<'a, L: Link + ?Sized>(link: &'a mut L, slot: &Slot) -> &'a mut [u8] {
-    &mut link.outgoing(slot.request)[..slot.request.capacity as usize]
+pub(crate) fn input<'a, L: Link + ?Sized>(link: &'a mut L, call: &Expected) -> &'a mut [u8] {
+    let input = call.input();
+    &mut link.outgoing(input)[..input.capacity as usize]
 }
 
 #[inline(always)]
 fn send<L: Link + ?Sized>(link: &mut L, slot: &Slot, call: &Invocation) -> Result<(), LaneError> {
-    link.post(slot.request, &slot.header(call.function, call.time_ns))
-        .map_err(|error| LaneError::Link(*error))
+    link.ask(&slot.expected, call.time_ns).map_err(|error| LaneError::Link(*error))
 }
 
 #[inline(never)]
@@ -324,11 +299,10 @@ fn block(arena: &mut Arena, own: Block, payload: u32) -> Option<Block> {
 
 /// Frees a block that [`block`] gave: the slot has its own again.
 #[inline]
-fn give_back(arena: &mut Arena, own: Block, block: &mut Block) {
+fn give_back(arena: &mut Arena, own: Block, block: Block) {
     if block.offset != own.offset {
-        arena.give_back(*block);
+        arena.give_back(block);
     }
-    *block = own;
 }
 
 #[cfg(test)]

@@ -149,8 +149,8 @@ impl Calls {
 
     /// When a session's lease must be renewed, or its verdicts are no longer awaited.
     fn due_of(&self, open: &Session) -> Option<Instant> {
-        if let Some((since, _)) = &open.closing {
-            return Some(*since + VERDICT_BOUND);
+        if let Some(closing) = &open.closing {
+            return Some(closing.0 + VERDICT_BOUND);
         }
         if self.request.keep_alive == KeepAlive::Manual {
             return None;

@@ -38,7 +38,7 @@ pub(crate) struct Session {
     /// When a renewal was last asked for.
     pub(crate) last_asked: Option<Instant>,
     /// Since when its lanes are dead and its verdicts awaited, and why.
-    pub(crate) closing: Option<(Instant, String)>,
+    pub(crate) closing: Option<Box<(Instant, String)>>,
     answer_timeout: Duration,
 }
 
@@ -180,7 +180,7 @@ impl Session {
 
     /// Its lanes are of no more use: from now on its verdicts are awaited.
     pub(crate) fn close(&mut self, why: String) {
-        self.closing.get_or_insert((Instant::now(), why));
+        self.closing.get_or_insert_with(|| Box::new((Instant::now(), why)));
     }
 
     fn upload(&mut self, library: &Library) -> Result<(), AttachError> {

@@ -30,7 +30,7 @@ impl Calls {
     pub(crate) fn prepare(&mut self, len: u32, settings: &Settings) -> Option<Place> {
         for _ in 0..self.sessions.len() * self.wide() {
             let (session, lane) = self.turn();
-            self.next = (session + 1, lane);
+            self.last = (session, lane);
             let Some(open) = self.sessions[session].as_mut().filter(|s| s.closing.is_none()) else {
                 continue;
             };
@@ -51,17 +51,15 @@ impl Calls {
         self.request.cores as usize
     }
 
-    /// Session after session, then lane after lane. Sessions come and go: what is out of range begins anew.
+    /// The session and the lane whose turn it is: session after session, then lane after lane. Sessions come and go: what is out of range
+    /// begins anew.
     #[inline(always)]
     pub(crate) fn turn(&self) -> (usize, usize) {
-        let (mut session, mut lane) = self.next;
-        if session >= self.sessions.len() {
-            (session, lane) = (0, lane + 1);
+        let (session, lane) = self.last;
+        if session + 1 < self.sessions.len() {
+            return (session + 1, lane);
         }
-        if lane >= self.wide() {
-            lane = 0;
-        }
-        (session, lane)
+        (0, if lane + 1 < self.wide() { lane + 1 } else { 0 })
     }
 
     /// Writes a call's input into its slot, and sends it.

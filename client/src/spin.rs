@@ -79,7 +79,12 @@ impl Spin {
 
     /// How often to look before [`next`](Self::next): once, or as often as the clock is not read anyway.
     pub(crate) fn looks(&self) -> u32 {
-        if self.spins { LOOKS_PER_CLOCK - self.looks } else { 1 }
+        self.looks_hot().unwrap_or(1)
+    }
+
+    /// The same for a caller that spins; `None` for one that does not.
+    pub(crate) fn looks_hot(&self) -> Option<u32> {
+        self.spins.then(|| LOOKS_PER_CLOCK - self.looks)
     }
 
     /// So many looks found nothing; `next` follows, and counts as the last of them.

@@ -94,10 +94,10 @@ impl Calls {
             }
         }
         let closing = self.sessions[session].as_ref().and_then(|open| open.closing.clone());
-        if let Some((since, why)) = closing
-            && since.elapsed() >= VERDICT_BOUND
+        if let Some(closing) = closing
+            && closing.0.elapsed() >= VERDICT_BOUND
         {
-            self.evict(session, None, &why);
+            self.evict(session, None, &closing.1);
         }
     }
 

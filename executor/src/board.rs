@@ -17,7 +17,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release},
 };
 
-use gleaner_fabric::{link::WINDOW_MAX, region::Words};
+use gleaner_fabric::{clock::Clock, link::WINDOW_MAX, region::Words};
 use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
     sys::memfd::{MFdFlags, memfd_create},
@@ -40,9 +40,11 @@ const LANES: usize = 16;
 const LANE_WORDS: usize = 8;
 const SLOT_WORDS: usize = 2;
 
+// Words of a lane. Times are in ticks, whose scale stands beside them.
 const CALLS: usize = 0;
-const EXECUTING_NS: usize = 1;
-const POLLING_NS: usize = 2;
+const EXECUTING: usize = 1;
+const POLLING: usize = 2;
+const SCALE: usize = 3;
 
 const NO_CALL: u64 = u64::MAX;
 
@@ -316,22 +318,36 @@ impl Gate<'_> {
     }
 }
 
-/// What one lane has used, as its one thread sets it.
+/// What one lane has used, as its one thread counts it.
 #[derive(Debug, Clone, Copy)]
 pub struct Counters<'a>(&'a [AtomicU64; LANE_WORDS]);
 
 impl Counters<'_> {
-    /// Worker: sets them.
+    /// Worker: counts in this clock's ticks from now on.
+    pub fn begin(self, clock: Clock) {
+        self.0[SCALE].store(clock.scale(), Relaxed);
+    }
+
+    /// Worker: so many calls more, and ticks of each.
     #[inline]
-    pub fn set(self, usage: Usage) {
-        self.0[CALLS].store(usage.calls, Relaxed);
-        self.0[EXECUTING_NS].store(usage.executing_ns, Relaxed);
-        self.0[POLLING_NS].store(usage.polling_ns, Relaxed);
+    pub fn add(self, calls: u64, executing: u64, polling: u64) {
+        self.add_to(CALLS, calls);
+        self.add_to(EXECUTING, executing);
+        self.add_to(POLLING, polling);
+    }
+
+    /// Nobody else writes here.
+    #[inline]
+    fn add_to(self, field: usize, more: u64) {
+        let sum = self.0[field].load(Relaxed).wrapping_add(more);
+        self.0[field].store(sum, Relaxed);
     }
 
     fn usage(self) -> Usage {
         let read = |field: usize| self.0[field].load(Relaxed);
-        Usage { calls: read(CALLS), executing_ns: read(EXECUTING_NS), polling_ns: read(POLLING_NS) }
+        let clock = Clock::with_scale(read(SCALE));
+        let ns = |field| clock.ns(read(field));
+        Usage { calls: read(CALLS), executing_ns: ns(EXECUTING), polling_ns: ns(POLLING) }
     }
 }
 
@@ -343,22 +359,28 @@ impl<'a> Slots<'a> {
     /// A slot's words, if there is that slot.
     #[inline]
     pub fn get(self, slot: u16) -> Option<Slot<'a>> {
-        let [state, cancel] = self.0.get(usize::from(slot))?;
-        Some(Slot { state, cancel })
+        self.0.get(usize::from(slot)).map(Slot)
     }
 }
 
-/// One slot's words.
+/// One slot's words: its state, and its cancel word.
 #[derive(Debug, Clone, Copy)]
-pub struct Slot<'a> {
-    state: &'a AtomicU64,
-    cancel: &'a AtomicU64,
-}
+pub struct Slot<'a>(&'a [AtomicU64; SLOT_WORDS]);
 
 impl<'a> Slot<'a> {
+    #[inline]
+    fn state_word(self) -> &'a AtomicU64 {
+        &self.0[0]
+    }
+
+    #[inline]
+    fn cancel_word(self) -> &'a AtomicU64 {
+        &self.0[1]
+    }
+
     /// Which call, and how far.
     pub fn state(self) -> SlotState {
-        let word = self.state.load(Acquire);
+        let word = self.state_word().load(Acquire);
         let phase = match word & 3 {
             0 => Phase::Idle,
             1 => Phase::Started,
@@ -371,29 +393,23 @@ impl<'a> Slot<'a> {
     /// Worker: the call has come this far.
     #[inline]
     pub fn set(self, invocation: u64, phase: Phase) {
-        self.state.store(invocation << 2 | phase as u64, Release);
+        self.state_word().store(invocation << 2 | phase as u64, Release);
     }
 
     /// Agent: the caller gave up on this call.
     pub fn cancel(self, invocation: u64) {
-        self.cancel.store(cancel_word(invocation), Release);
+        self.cancel_word().store(cancelled(invocation), Release);
     }
 
     /// Worker: has the caller given up on this call?
     #[inline]
     pub fn cancelled(self, invocation: u64) -> bool {
-        self.cancel.load(Relaxed) == cancel_word(invocation)
-    }
-
-    /// The cancel word itself, and the value it has once `invocation` is cancelled: for a function that looks while it runs.
-    #[inline]
-    pub fn cancel_flag(self, invocation: u64) -> (&'a AtomicU64, u64) {
-        (self.cancel, cancel_word(invocation))
+        self.cancel_word().load(Relaxed) == cancelled(invocation)
     }
 
     fn clear(self) {
-        self.state.store(0, Release);
-        self.cancel.store(0, Release);
+        self.state_word().store(0, Release);
+        self.cancel_word().store(0, Release);
     }
 }
 
@@ -475,7 +491,8 @@ fn unpack(word: u64) -> (u16, u16, u16) {
     ((word >> 32) as u16, (word >> 16) as u16, word as u16)
 }
 
-fn cancel_word(invocation: u64) -> u64 {
+/// What a cancel word holds once this call is cancelled.
+fn cancelled(invocation: u64) -> u64 {
     invocation << 1 | 1
 }
 

@@ -7,7 +7,7 @@ use std::{os::fd::BorrowedFd, sync::atomic::AtomicU32, time::Duration};
 use gleaner_proto::header::Header;
 
 use crate::{
-    link::{Arrival, Block, Expected, Found, Geometry, Link, LinkError, Payload, Run},
+    link::{Arrival, Block, Expected, Found, Geometry, Link, LinkError, Payload, Runs},
     shm::ShmLink,
 };
 
@@ -59,6 +59,25 @@ impl Link for AnyLink {
     }
 
     #[inline]
+    fn ask(&mut self, call: &Expected, time_ns: u64) -> Result<(), Box<LinkError>> {
+        on!(self, link => link.ask(call, time_ns))
+    }
+
+    #[inline]
+    fn ask_with(
+        &mut self,
+        call: &Expected,
+        input: &[u8],
+        time_ns: u64,
+    ) -> Result<(), Box<LinkError>> {
+        on!(self, link => link.ask_with(call, input, time_ns))
+    }
+
+    fn carries(&self, call: &Expected) -> bool {
+        on!(self, link => link.carries(call))
+    }
+
+    #[inline]
     fn hold(&mut self) {
         on!(self, link => link.hold());
     }
@@ -92,8 +111,8 @@ impl Link for AnyLink {
         on!(self, link => link.answer(expected, looks))
     }
 
-    fn serve(&mut self, run: Run<'_>) -> Result<bool, Box<LinkError>> {
-        on!(self, link => link.serve(run))
+    fn serve(&mut self, runs: &mut dyn Runs) -> Result<bool, Box<LinkError>> {
+        on!(self, link => link.serve(runs))
     }
 
     fn unsent(&self) -> bool {

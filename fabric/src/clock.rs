@@ -41,6 +41,16 @@ impl Calibration {
 }
 
 impl Clock {
+    /// A clock of this scale: nanoseconds of a tick, times 2^32.
+    pub fn with_scale(scale: u64) -> Self {
+        Self { scale }
+    }
+
+    /// Its scale, for another process on this machine.
+    pub fn scale(self) -> u64 {
+        self.scale
+    }
+
     /// Ticks in nanoseconds.
     #[inline]
     pub fn ns(self, ticks: u64) -> u64 {

@@ -31,7 +31,6 @@ pub use any::AnyLink;
 pub use arena::Arena;
 pub use check::Side;
 pub use link::{
-    Arrival, Asked, Block, Done, Expected, Found, Geometry, Link, LinkError, Otherwise, Payload,
-    Run,
+    Arrival, Asked, Block, Done, Expected, Failure, Found, Geometry, Link, LinkError, Payload, Runs,
 };
 pub use shm::{Segment, SegmentError, ShmLink};

@@ -3,7 +3,8 @@
 use std::{os::fd::BorrowedFd, sync::atomic::AtomicU32, time::Duration};
 
 use gleaner_proto::header::{
-    BLOCK_ALIGN, BadHeader, GUARD_LEN, HEADER_LEN, Header, Immediate, Kind, Status,
+    BLOCK_ALIGN, BadHeader, GUARD_LEN, HEADER_LEN, Header, Immediate, KIND_SHIFT, Kind, Status,
+    Words, halves, pair,
 };
 
 use crate::rdma::{DeviceFault, RdmaError, WorkStatus};
@@ -168,53 +169,48 @@ pub struct Asked {
 
 /// How a call ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Done {
-    /// With so many bytes of reply.
-    Well {
-        /// Bytes of reply.
-        len: usize,
-        /// Time inside the function.
-        time_ns: u64,
-    },
-    /// In another way.
-    Otherwise(Otherwise),
+pub struct Done {
+    /// Bytes of reply; of message, if it failed.
+    pub len: usize,
+    /// Time inside the function.
+    pub time_ns: u64,
+    /// How it failed, if it did.
+    pub failure: Option<Failure>,
 }
 
-/// The same of a call that has no good reply.
+/// How a call failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Otherwise {
+pub struct Failure {
     /// How.
     pub status: Status,
     /// The function's own code.
     pub code: u32,
-    /// Bytes of message.
-    pub len: u32,
     /// The reply's length that the function wanted.
     pub wanted: u32,
-    /// Time inside the function.
-    pub time_ns: u64,
 }
 
 impl Done {
+    /// Ended well, with so many bytes of reply.
+    #[inline(always)]
+    pub fn well(len: usize, time_ns: u64) -> Self {
+        Self { len, time_ns, failure: None }
+    }
+
     /// Ended so, without a word.
+    #[inline(always)]
     pub fn nothing(status: Status) -> Self {
-        Self::Otherwise(Otherwise { status, code: 0, len: 0, wanted: 0, time_ns: 0 })
+        Self { len: 0, time_ns: 0, failure: Some(Failure { status, code: 0, wanted: 0 }) }
     }
 
-    /// The reply's header.
-    fn response(self, request: &Header) -> Header {
-        match self {
-            Self::Well { len, time_ns } => response(request, len as u32, time_ns),
-            Self::Otherwise(how) => how.response(request),
-        }
-    }
-}
-
-impl Otherwise {
     /// The reply's header.
     pub(crate) fn response(self, request: &Header) -> Header {
-        let Self { status, code, len, wanted, time_ns } = self;
-        Header { status, code, reply_capacity: wanted, ..response(request, len, time_ns) }
+        let good = response(request, self.len as u32, self.time_ns);
+        match self.failure {
+            None => good,
+            Some(Failure { status, code, wanted }) => {
+                Header { status, code, reply_capacity: wanted, ..good }
+            }
+        }
     }
 }
 
@@ -234,23 +230,33 @@ pub(crate) fn response(request: &Header, len: u32, time_ns: u64) -> Header {
     }
 }
 
-/// Runs a call in place: its input, which is writable since functions in C may use it as room to work, and the room for its
-/// reply with the guard behind.
-pub type Run<'a> = &'a mut dyn FnMut(Asked, &mut [u8], &mut [u8]) -> Done;
+/// What a worker's end runs calls by.
+pub trait Runs {
+    /// Runs a call in place: its input, which is writable since functions in C may use it as room to work, and the room for its reply
+    /// with the guard behind.
+    fn run(&mut self, asked: Asked, input: &mut [u8], output: &mut [u8]) -> Done;
+}
 
-/// The good answer that a client waits for.
+impl<F: FnMut(Asked, &mut [u8], &mut [u8]) -> Done> Runs for F {
+    #[inline(always)]
+    fn run(&mut self, asked: Asked, input: &mut [u8], output: &mut [u8]) -> Done {
+        self(asked, input, output)
+    }
+}
+
+/// A client's call in one slot: its request, and the good answer that it waits for. Kept in the words that travel: they are put together
+/// once for many calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Expected {
-    /// In this slot.
-    pub slot: u16,
-    /// Of this generation.
-    pub generation: u32,
-    /// With this grant epoch.
-    pub epoch: u64,
-    /// To the call of this number.
-    pub invocation: u64,
-    /// In this block, and no longer than that.
-    pub block: Block,
+    /// The request's first word: generation, slot and kind.
+    first: u64,
+    epoch: u64,
+    invocation: u64,
+    function: u32,
+    /// The input: its length and its block's index.
+    input: u64,
+    /// Where the reply goes: its block's index and capacity.
+    reply: u64,
 }
 
 /// What a client finds that waits for one answer.
@@ -272,39 +278,144 @@ impl Found<'_> {
     }
 }
 
+/// What tells a request's first word from its good answer's.
+const ANSWERED: u64 = (Kind::Request as u64 ^ Kind::Response as u64) << KIND_SHIFT;
+
 impl Expected {
-    /// The header of the request to which this is the answer. The input's block is as long as the input.
+    /// For a slot that was not used yet, whose input and reply have its own block. Its calls carry this grant epoch.
+    pub fn new(slot: u16, epoch: u64, own: Block) -> Self {
+        let kinds = u32::from(slot) | (Kind::Request as u32) << 16;
+        let (input, reply) = (pair(0, own.index()), pair(own.index(), own.capacity));
+        Self { first: pair(0, kinds), epoch, invocation: 0, function: 0, input, reply }
+    }
+
+    /// The good answer to this request.
+    pub fn of(request: &Header) -> Self {
+        let [first, epoch, invocation, function, input, reply, ..] = request.words();
+        Self { first, epoch, invocation, function: halves(function).0, input, reply }
+    }
+
+    /// The slot.
     #[inline(always)]
-    pub fn request(&self, input: Block, function: u32, time_ns: u64) -> Header {
-        let &Self { slot, generation, epoch, invocation, block: reply } = self;
+    pub fn slot(&self) -> u16 {
+        halves(self.first).1 as u16
+    }
+
+    /// The number of the call.
+    #[inline(always)]
+    pub fn invocation(&self) -> u64 {
+        self.invocation
+    }
+
+    /// The input's block, as long as the input.
+    #[inline(always)]
+    pub fn input(&self) -> Block {
+        let (capacity, index) = halves(self.input);
+        Block { offset: u64::from(index) * BLOCK_ALIGN as u64, capacity }
+    }
+
+    /// Where the reply goes; it is no longer than that.
+    #[inline(always)]
+    pub fn block(&self) -> Block {
+        let (index, capacity) = halves(self.reply);
+        Block { offset: u64::from(index) * BLOCK_ALIGN as u64, capacity }
+    }
+
+    /// Inputs lie there from the next call on, and replies go there.
+    #[inline(always)]
+    pub fn set_blocks(&mut self, input: Block, reply: Block) {
+        self.input = pair(input.capacity, input.index());
+        self.reply = pair(reply.index(), reply.capacity);
+    }
+
+    /// The next input is so long, and its reply may be. Nothing is stored if that changes nothing: what was stored in part and is loaded
+    /// whole has to wait.
+    #[inline(always)]
+    pub fn set_lengths(&mut self, input: u32, reply: u32) {
+        if halves(self.input).0 != input {
+            self.change_input(input);
+        }
+        if halves(self.reply).1 != reply {
+            self.change_reply(reply);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn change_input(&mut self, len: u32) {
+        self.input = pair(len, halves(self.input).1);
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn change_reply(&mut self, capacity: u32) {
+        self.reply = pair(halves(self.reply).0, capacity);
+    }
+
+    /// A call of this number, to this function, is next in the slot.
+    #[inline(always)]
+    pub fn begin(&mut self, invocation: u64, function: u32) {
+        let next = self.first.wrapping_add(1);
+        self.first = match next as u32 {
+            0 => after_the_last(self.first),
+            _ => next,
+        };
+        (self.invocation, self.function) = (invocation, function);
+    }
+
+    /// The request's header.
+    #[inline(always)]
+    pub fn request(&self, time_ns: u64) -> Header {
+        let (generation, _) = halves(self.first);
+        let (payload_len, block) = halves(self.input);
+        let (reply_block, reply_capacity) = halves(self.reply);
         Header {
             generation,
-            slot,
+            slot: self.slot(),
             kind: Kind::Request,
             status: Status::Ok,
-            epoch,
-            invocation,
-            function,
+            epoch: self.epoch,
+            invocation: self.invocation,
+            function: self.function,
             code: 0,
-            payload_len: input.capacity,
-            block: input.index(),
-            reply_block: reply.index(),
-            reply_capacity: reply.capacity,
+            payload_len,
+            block,
+            reply_block,
+            reply_capacity,
             time_ns,
         }
+    }
+
+    /// The same as the words that it travels in.
+    #[inline(always)]
+    pub(crate) fn request_words(&self, time_ns: u64) -> Words {
+        let &Self { first, epoch, invocation, function, input, reply } = self;
+        [first, epoch, invocation, function.into(), input, reply, time_ns, 0]
+    }
+
+    /// The first words of the good answer: generation, slot and kind; epoch; invocation.
+    #[inline(always)]
+    pub(crate) fn answer_words(&self) -> [u64; 3] {
+        [self.first ^ ANSWERED, self.epoch, self.invocation]
     }
 
     /// Whether a message is an answer to the call, good or not.
     #[inline(always)]
     pub fn is_of(&self, arrival: &Arrival) -> bool {
         let Arrival { header, block, .. } = arrival;
-        self.generation == header.generation
+        halves(self.first).0 == header.generation
             && self.invocation == header.invocation
-            && self.slot == header.slot
+            && self.slot() == header.slot
             && self.epoch == header.epoch
-            && self.block.offset == block.offset
-            && block.capacity <= self.block.capacity
+            && self.block().offset == block.offset
+            && block.capacity <= self.block().capacity
     }
+}
+
+/// No generation is 0.
+#[cold]
+fn after_the_last(first: u64) -> u64 {
+    pair(1, halves(first).1)
 }
 
 impl Payload {
@@ -408,6 +519,30 @@ pub trait Link: Send {
     /// later calls of [`poll`](Self::poll) or [`wait`](Self::wait).
     fn post(&mut self, block: Block, header: &Header) -> Result<(), Box<LinkError>>;
 
+    /// Client: sends the request of a call, as [`post`](Self::post).
+    #[inline(always)]
+    fn ask(&mut self, call: &Expected, time_ns: u64) -> Result<(), Box<LinkError>> {
+        self.post(call.input(), &call.request(time_ns))
+    }
+
+    /// The same with this input, which is put where it belongs: into its block, unless the link [carries](Self::carries) it.
+    #[inline(always)]
+    fn ask_with(
+        &mut self,
+        call: &Expected,
+        input: &[u8],
+        time_ns: u64,
+    ) -> Result<(), Box<LinkError>> {
+        self.outgoing(call.input())[..input.len()].copy_from_slice(input);
+        self.ask(call, time_ns)
+    }
+
+    /// Client: whether this call's input travels beside its header, and need not lie in its block.
+    fn carries(&self, call: &Expected) -> bool {
+        let _ = call;
+        false
+    }
+
     /// Several posts follow: they may go out together. What is held goes out with [`release`](Self::release), and before this
     /// end polls, waits or arms.
     fn hold(&mut self) {}
@@ -454,13 +589,14 @@ pub trait Link: Send {
 
     /// Worker: takes the next call, has it run in place, and posts its reply. False: there is none.
     #[inline(always)]
-    fn serve(&mut self, run: Run<'_>) -> Result<bool, Box<LinkError>> {
+    fn serve(&mut self, runs: &mut dyn Runs) -> Result<bool, Box<LinkError>> {
         let Some(Arrival { header, block, reply }) = self.poll()? else { return Ok(false) };
         let Some(reply) = reply else { return Err(failed(LinkError::Kind(header.kind))) };
         let Header { slot, epoch, invocation, function, time_ns, .. } = header;
         let payload = Arrival { header, block, reply: None }.payload();
         let (input, output) = self.exchange(payload, reply);
-        let done = run(Asked { slot, epoch, invocation, function, time_ns }, input, output);
+        let asked = Asked { slot, epoch, invocation, function, time_ns };
+        let done = runs.run(asked, input, output);
         self.post(reply, &done.response(&header))?;
         Ok(true)
     }

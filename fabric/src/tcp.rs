@@ -432,7 +432,7 @@ mod tests {
 
     /// A good answer's bytes.
     fn answer(expected: &Expected, reply: &[u8]) -> Vec<u8> {
-        let header = response(&expected.request(expected.block, 0, 0), reply.len() as u32, 0);
+        let header = response(&expected.request(0), reply.len() as u32, 0);
         [&header.encode()[..], reply].concat()
     }
 
@@ -448,16 +448,16 @@ mod tests {
     fn come_whole(replies: [(u16, &[u8]); 2]) {
         let geometry = Geometry { window: 2, slot_bytes: 256, arena_bytes: 0 };
         let expected = |slot| {
-            let (invocation, block) = (u64::from(slot), geometry.slot(slot));
-            Expected { slot, generation: 1, epoch: 1, invocation, block }
+            let mut expected = Expected::new(slot, 1, geometry.slot(slot));
+            expected.begin(u64::from(slot), 0);
+            expected
         };
         let stream = replies.map(|(slot, reply)| answer(&expected(slot), reply)).concat();
         for cut in 1..stream.len() {
             let (client, mut worker) = sockets();
             let mut client = TcpLink::new(client, Side::Client, geometry).unwrap();
             for slot in [0, 1] {
-                let input = Block { capacity: 0, ..geometry.slot(slot) };
-                client.post(input, &expected(slot).request(input, 0, 0)).unwrap();
+                client.ask(&expected(slot), 0).unwrap();
             }
             let mut arrivals = Vec::new();
             for part in [&stream[..cut], &stream[cut..]] {

@@ -104,6 +104,9 @@ pub enum BadHeader {
 /// A header as the words that it travels in: little-endian numbers, in this machine's own order.
 pub type Words = [u64; HEADER_LEN / 8];
 
+/// The lowest bit of the kind in a header's first word.
+pub const KIND_SHIFT: u32 = 48;
+
 impl Header {
     /// The header as it travels.
     #[inline]
@@ -175,13 +178,15 @@ impl Header {
     }
 }
 
+/// Two numbers as one word of a header.
 #[inline]
-fn pair(low: u32, high: u32) -> u64 {
+pub fn pair(low: u32, high: u32) -> u64 {
     u64::from(low) | u64::from(high) << 32
 }
 
+/// The reverse.
 #[inline]
-fn halves(word: u64) -> (u32, u32) {
+pub fn halves(word: u64) -> (u32, u32) {
     (word as u32, (word >> 32) as u32)
 }
 

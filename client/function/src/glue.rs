@@ -37,6 +37,7 @@ impl Context<'_> {
 /// # Safety
 /// The arguments are those that the worker gave to `gleaner_function.invoke`; `context.state` came from [`init`] of the same `S`.
 #[allow(clippy::too_many_arguments)]
+#[inline(always)]
 pub unsafe fn invoke<S>(
     context: *mut RawContext,
     input: *const c_void,

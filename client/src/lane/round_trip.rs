@@ -3,7 +3,7 @@
 use gleaner_fabric::{AnyLink, Arrival, Found, Link, LinkError};
 
 use super::{Answer, Lane, LaneError, Slot, Stage, broken, input, judge};
-use crate::at_once::Exchange;
+use crate::{at_once::Exchange, calls::Fill};
 
 /// A call to be made in the slot that is next.
 #[derive(Clone, Copy)]
@@ -34,31 +34,41 @@ impl Lane {
         &mut self,
         len: usize,
         capacity: Option<u32>,
-        begin: impl FnOnce() -> Errand,
+        Errand { number, function, looks }: Errand,
         exchange: &mut impl Exchange,
     ) -> Option<Trip> {
         let most = self.geometry.slot_capacity();
-        let capacity = capacity.unwrap_or(most);
-        let slot = self.slots.get_mut(usize::from(*self.free.last()?))?;
-        if len > most as usize || capacity > most {
+        let capacity = match capacity {
+            None => most,
+            Some(capacity) if capacity <= most => capacity,
+            Some(_) => return None,
+        };
+        if len > most as usize {
             return None;
         }
-        slot.request.capacity = len as u32;
-        slot.expected.block.capacity = capacity;
-        let errand = begin();
-        // A header for each kind of link: one for both would have to lie in memory.
+        let slot = self.slots.get_mut(usize::from(*self.free.last()?))?;
+        slot.expected.set_lengths(len as u32, capacity);
+        slot.expected.begin(number, function);
         Some(match &mut self.link {
-            AnyLink::Shm(link) => run(&mut **link, slot, &mut self.odd, errand, exchange),
-            AnyLink::Other(link) => run_other(&mut **link, slot, &mut self.odd, errand, exchange),
+            AnyLink::Shm(link) => run(&mut **link, slot, &mut self.odd, looks, exchange),
+            AnyLink::Other(link) => run_other(&mut **link, slot, &mut self.odd, looks, exchange),
         })
     }
 
-    /// The call that remains of a trip has this record from now on: its slot is taken, and what was found is judged as any answer.
-    pub(crate) fn adopt(&mut self, call: u32) -> (u16, Result<Option<Answer>, Box<LaneError>>) {
+    /// The call that remains of a trip has this record from now on: its slot is taken, its input is in its block, if need be by `keep`, and
+    /// what was found is judged as any answer.
+    pub(crate) fn adopt(
+        &mut self,
+        call: u32,
+        keep: Fill<'_>,
+    ) -> (u16, Result<Option<Answer>, Box<LaneError>>) {
         let Some(number) = self.free.pop() else { return (0, Ok(None)) };
         let slot = &mut self.slots[usize::from(number)];
         slot.stage = Stage::Asked;
         slot.call = Some(call);
+        if self.link.carries(&slot.expected) {
+            keep(input(&mut self.link, &slot.expected));
+        }
         let found = match self.odd.take() {
             None => Ok(None),
             Some(Ok(arrival)) => judge(&arrival, &mut self.slots).map(Some),
@@ -73,15 +83,13 @@ fn run<L: Link + ?Sized>(
     link: &mut L,
     slot: &mut Slot,
     odd: &mut Option<Odd>,
-    errand: Errand,
+    looks: u32,
     exchange: &mut impl Exchange,
 ) -> Trip {
-    exchange.fill(input(link, slot));
-    slot.number(errand.number);
-    if let Err(error) = link.post(slot.request, &slot.header(errand.function, 0)) {
+    if let Err(error) = exchange.send(link, &slot.expected) {
         return remains(odd, Err(error));
     }
-    match link.answer(&slot.expected, errand.looks) {
+    match link.answer(&slot.expected, looks) {
         Ok(Found::Reply(reply)) => exchange.read(reply),
         Ok(Found::None) => return Trip::Remains,
         Ok(Found::Other(arrival)) => return remains(odd, Ok(arrival)),
@@ -106,10 +114,10 @@ fn run_other(
     link: &mut dyn Link,
     slot: &mut Slot,
     odd: &mut Option<Odd>,
-    errand: Errand,
+    looks: u32,
     exchange: &mut impl Exchange,
 ) -> Trip {
-    run(link, slot, odd, errand, exchange)
+    run(link, slot, odd, looks, exchange)
 }
 
 #[cfg(test)]
@@ -176,9 +184,14 @@ mod tests {
     fn call(lane: &mut Lane, number: u64, looks: u32) -> (Trip, Vec<u8>) {
         let mut output = [0; 16];
         let mut copying = Copying { input: b"input", output: &mut output, len: 0 };
-        let trip = lane.round_trip(5, None, || errand(number, looks), &mut copying).unwrap();
+        let trip = lane.round_trip(5, None, errand(number, looks), &mut copying).unwrap();
         let len = copying.len;
         (trip, output[..len].to_vec())
+    }
+
+    /// The input of [`call`] again.
+    fn keep(input: &mut [u8]) {
+        input.copy_from_slice(b"input");
     }
 
     #[test]
@@ -199,7 +212,7 @@ mod tests {
         let (_file, mut lane, mut worker) = pair();
         let slot = next(&lane);
         assert!(matches!(call(&mut lane, 7, 3).0, Trip::Remains));
-        assert!(matches!(lane.adopt(9), (at, Ok(None)) if at == slot));
+        assert!(matches!(lane.adopt(9, &mut keep), (at, Ok(None)) if at == slot));
         assert_eq!(lane.outstanding().collect::<Vec<_>>(), [(slot, Some(9), 7)]);
         assert_eq!(lane.input(slot), b"input", "to be sent elsewhere");
         assert_ne!(next(&lane), slot);
@@ -217,7 +230,7 @@ mod tests {
         lane.send(other, &sent, &mut |buffer| buffer.copy_from_slice(b"other")).unwrap();
         answer(&mut worker, b"reply", |_| ());
         let (Trip::Remains, _) = call(&mut lane, 2, PATIENT) else { panic!("its reply") };
-        let found = lane.adopt(5).1.unwrap().unwrap();
+        let found = lane.adopt(5, &mut keep).1.unwrap().unwrap();
         assert_eq!((found.slot, found.call), (other, Some(4)));
         assert_eq!(lane.outstanding().map(|(_, _, number)| number).collect::<Vec<_>>(), [2]);
     }
@@ -228,7 +241,7 @@ mod tests {
         thread::scope(|scope| {
             scope.spawn(|| answer(&mut worker, b"why", |h| h.status = Status::FunctionError));
             let (Trip::Remains, read) = call(&mut lane, 1, PATIENT) else { panic!("a reply") };
-            let found = lane.adopt(1).1.unwrap().unwrap();
+            let found = lane.adopt(1, &mut keep).1.unwrap().unwrap();
             assert_eq!((found.status, &read[..]), (Status::FunctionError, &b""[..]));
         });
     }
@@ -242,9 +255,9 @@ mod tests {
                 Segment::take_back(&file, GEOMETRY).unwrap();
             });
             let closures = &mut Closures { fill, read };
-            let trip = lane.round_trip(5, None, || errand(1, PATIENT), closures);
+            let trip = lane.round_trip(5, None, errand(1, PATIENT), closures);
             assert_eq!(trip, Some(Trip::Remains));
-            lane.adopt(1).1.unwrap();
+            lane.adopt(1, &mut |_| ()).1.unwrap();
             assert_eq!(lane.outstanding().count(), 1, "it waits for its verdict");
         });
     }
@@ -255,7 +268,7 @@ mod tests {
         thread::scope(|scope| {
             scope.spawn(|| answer(&mut worker, b"reply", |header| header.invocation += 1));
             assert!(matches!(call(&mut lane, 1, PATIENT).0, Trip::Remains));
-            assert!(lane.adopt(1).1.is_err());
+            assert!(lane.adopt(1, &mut keep).1.is_err());
         });
     }
 
@@ -263,7 +276,7 @@ mod tests {
     fn an_input_that_panics_makes_no_call() {
         let (_file, mut lane, _worker) = pair();
         let (fill, read) = (&mut |_: &mut [u8]| panic!("no input"), &mut |_: &[u8]| ());
-        let trip = || lane.round_trip(5, None, || errand(1, 1), &mut Closures { fill, read });
+        let trip = || lane.round_trip(5, None, errand(1, 1), &mut Closures { fill, read });
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(trip)).is_err());
         assert_eq!((lane.outstanding().count(), lane.free.len()), (0, 2));
     }

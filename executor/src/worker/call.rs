@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use gleaner_fabric::{
-    Asked, Done, Otherwise,
+    Asked, Done, Failure, Runs,
     clock::{self, Clock},
 };
 use gleaner_function::abi::{self, RawContext};
@@ -19,6 +19,7 @@ use super::{
 use crate::board::{Gate, Phase, Slot, Slots};
 
 const GUARD: [u8; GUARD_LEN] = [GUARD_BYTE; GUARD_LEN];
+const GUARD_WORD: u64 = u64::from_ne_bytes([GUARD_BYTE; 8]);
 
 /// What a lane needs to run calls.
 pub(super) struct Runner {
@@ -27,48 +28,67 @@ pub(super) struct Runner {
     clock: Clock,
     /// The functions that were called here, by number.
     called: Box<[Option<Called>]>,
+    /// The states to end when the lease does. As many as there may be functions: it never grows.
+    ends: Vec<(abi::Fini, State)>,
     /// What a function sees of its call. What is the same for all calls was filled in once.
     context: CallContext<'static>,
     /// Where functions write their messages.
     error: Box<[u8; ERROR_BYTES]>,
 }
 
-/// A function that was called on a lane.
+/// A function as it is called on a lane.
 #[derive(Debug, Clone, Copy)]
 enum Called {
-    /// Of rFaaS's ABI.
+    /// Of Gleaner's ABI, with the state that its `init` made, if it has one.
+    Ready(abi::Invoke, State),
+    /// Of rFaaS's.
     Rfaas(abi::Rfaas),
-    /// Of Gleaner's, with the state that its `init` made, if it has one.
-    Ready { invoke: abi::Invoke, state: State, fini: Option<abi::Fini> },
-    /// Its `init` is still to be called.
-    Fresh { invoke: abi::Invoke, init: abi::Init, fini: Option<abi::Fini> },
+    /// Its `init` is still to be called, or has failed.
+    Fresh,
 }
 
-/// A function's time, in ticks.
+/// A function's time: when it was entered, and when it came back, in ticks.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ran {
-    /// How long it ran.
-    pub(super) ticks: u64,
-    /// When it came back.
+    pub(super) begun: u64,
     pub(super) until: u64,
 }
 
 /// What is left to do once a call's reply is on its way.
-pub(super) enum Ended {
+enum Ended {
     /// Nothing: it was not run.
     NotRun,
     Ran(Ran),
     Overflowed,
 }
 
-impl Ended {
+/// Runs the calls of one link, and holds what is left to do after one.
+pub(super) struct Serving<'a> {
+    runner: &'a mut Runner,
+    slots: Slots<'static>,
+    ended: Ended,
+}
+
+impl<'a> Serving<'a> {
+    pub(super) fn new(runner: &'a mut Runner, slots: Slots<'static>) -> Self {
+        Self { runner, slots, ended: Ended::NotRun }
+    }
+
+    /// Does what is left to do.
     #[inline(always)]
-    pub(super) fn note(self, meter: &mut Meter) {
-        match self {
-            Self::NotRun => {}
-            Self::Ran(ran) => meter.call(ran),
-            Self::Overflowed => fault::overflow(),
+    pub(super) fn note(&mut self, meter: &mut Meter) {
+        match std::mem::replace(&mut self.ended, Ended::NotRun) {
+            Ended::NotRun => {}
+            Ended::Ran(ran) => meter.call(ran),
+            Ended::Overflowed => std::process::abort(),
         }
+    }
+}
+
+impl Runs for Serving<'_> {
+    #[inline(always)]
+    fn run(&mut self, asked: Asked, input: &mut [u8], output: &mut [u8]) -> Done {
+        self.runner.serve(self.slots, asked, input, output, &mut self.ended)
     }
 }
 
@@ -95,16 +115,19 @@ impl Runner {
                 cancelled: function::cancelled,
             },
             clock: shared.clock,
-            deadline: u64::MAX,
-            cancel: None,
+            begun: 0,
+            time_ns: 0,
+            slot: None,
         };
         let called = vec![None; FUNCTIONS_MAX as usize].into();
-        Self { shared, gate: shared.board.gate(), clock: shared.clock, called, context, error }
+        let ends = Vec::with_capacity(FUNCTIONS_MAX as usize);
+        let (gate, clock) = (shared.board.gate(), shared.clock);
+        Self { shared, gate, clock, called, ends, context, error }
     }
 
     /// Runs a call in place, if it is still wanted.
     #[inline(always)]
-    pub(super) fn serve(
+    fn serve(
         &mut self,
         slots: Slots<'static>,
         asked: Asked,
@@ -112,29 +135,50 @@ impl Runner {
         output: &mut [u8],
         ended: &mut Ended,
     ) -> Done {
-        match self.wanted(&asked, slots) {
-            Ok((called, slot)) => self.run(called, asked, slot, input, output, ended),
-            Err(status) => Done::nothing(status),
+        loop {
+            if let Some((called, slot)) = self.wanted(&asked, slots) {
+                return self.run(called, asked, slot, input, output, ended);
+            }
+            let Asked { slot, epoch, invocation, function, .. } = asked;
+            if let Some(status) = self.why_not(slots, slot, epoch, invocation, function) {
+                return Done::nothing(status);
+            }
         }
     }
 
-    /// The function of a call that is still wanted, and the call's slot; or why it is not run.
+    /// The function of a call that is still wanted, as far as it is known here, and the call's slot.
     #[inline(always)]
-    fn wanted(
-        &mut self,
-        asked: &Asked,
-        slots: Slots<'static>,
-    ) -> Result<(Called, Slot<'static>), Status> {
+    fn wanted(&self, asked: &Asked, slots: Slots<'static>) -> Option<(Called, Slot<'static>)> {
         // A link has no slot that its lane does not have on the board.
-        let slot = slots.get(asked.slot).ok_or(Status::Stale)?;
-        if !self.gate.admits(asked.epoch) {
-            return Err(Status::Stale);
+        let slot = slots.get(asked.slot)?;
+        let is_wanted = self.gate.admits(asked.epoch) && !slot.cancelled(asked.invocation);
+        let called = *self.called.get(asked.function as usize).filter(|_| is_wanted)?;
+        Some((called?, slot))
+    }
+
+    /// Why a call is not run; `None` if its function was only not known here, and is now.
+    #[cold]
+    #[inline(never)]
+    fn why_not(
+        &mut self,
+        slots: Slots<'static>,
+        slot: u16,
+        epoch: u64,
+        invocation: u64,
+        function: u32,
+    ) -> Option<Status> {
+        let slot = slots.get(slot).filter(|_| self.gate.admits(epoch));
+        let Some(slot) = slot else { return Some(Status::Stale) };
+        if slot.cancelled(invocation) {
+            return Some(Status::Cancelled);
         }
-        if slot.cancelled(asked.invocation) {
-            return Err(Status::Cancelled);
-        }
-        let called = self.called(asked.function).ok_or(Status::UnknownFunction)?;
-        Ok((called, slot))
+        let place = self.called.get_mut(function as usize);
+        let function = self.shared.functions.get(function);
+        let (Some(function), Some(place)) = (function, place) else {
+            return Some(Status::UnknownFunction);
+        };
+        *place = Some(Called::new(function));
+        None
     }
 
     #[inline(always)]
@@ -147,93 +191,58 @@ impl Runner {
         output: &mut [u8],
         ended: &mut Ended,
     ) -> Done {
-        *ended = Ended::Overflowed;
-        let Some(guard) = output.last_chunk_mut::<GUARD_LEN>() else {
-            return Done::nothing(Status::Overflow);
-        };
-        *guard = GUARD;
+        *guard_of(output).1 = GUARD;
+        self.begin(&asked, slot);
         slot.set(asked.invocation, Phase::Started);
         fault::enter(asked.slot, asked.invocation);
         let begun = clock::ticks();
-        let returned = self.enter(called, asked, slot, input, output);
+        self.context.begun = begun;
+        let returned = self.enter(called, asked.function, input, output);
         let until = clock::ticks();
         fault::leave();
-        let Some((output, guard)) = output.split_last_chunk_mut::<GUARD_LEN>() else {
-            return Done::nothing(Status::Overflow);
-        };
-        if *guard != GUARD {
+        let (room, guard) = guard_of(output);
+        if !is_whole(guard) {
             // Not finished: the lane answers, then ends this process.
+            fault::overflowed();
+            *ended = Ended::Overflowed;
             return Done::nothing(Status::Overflow);
         }
         slot.set(asked.invocation, Phase::Finished);
-        let ticks = until.wrapping_sub(begun);
-        *ended = Ended::Ran(Ran { ticks, until });
-        let time_ns = self.clock.ns(ticks);
+        *ended = Ended::Ran(Ran { begun, until });
+        let time_ns = self.clock.ns(until.wrapping_sub(begun));
         match returned {
-            Returned { code: 0, len } if len <= output.len() => Done::Well { len, time_ns },
-            returned => self.otherwise(&returned, output, time_ns),
+            Returned { code: 0, len } if len <= room.len() => Done::well(len, time_ns),
+            returned => {
+                let len = self.message(&returned, room);
+                Done { len, time_ns, failure: Some(returned.failure()) }
+            }
         }
     }
 
     /// Ends every function's state. The lease is over.
     pub(super) fn finish(&mut self) {
-        for called in self.called.iter_mut().filter_map(Option::take) {
-            if let Called::Ready { state, fini: Some(fini), .. } = called {
-                function::call_fini(fini, state);
-            }
+        for (fini, state) in self.ends.drain(..) {
+            function::call_fini(fini, state);
         }
-    }
-
-    /// A function, as it was called here before.
-    #[inline(always)]
-    fn called(&mut self, number: u32) -> Option<Called> {
-        // One way out, so that nothing goes through memory.
-        loop {
-            if let Some(Some(called)) = self.called.get(number as usize) {
-                return Some(*called);
-            }
-            if !self.look_up(number) {
-                return None;
-            }
-        }
-    }
-
-    /// Takes a function from the lease's table; false if there is none.
-    #[cold]
-    #[inline(never)]
-    fn look_up(&mut self, number: u32) -> bool {
-        let called = self.shared.functions.get(number).map(Called::new);
-        match self.called.get_mut(number as usize) {
-            Some(place) => *place = called,
-            None => return false,
-        }
-        called.is_some()
     }
 
     #[inline(always)]
     fn enter(
         &mut self,
         called: Called,
-        asked: Asked,
-        slot: Slot<'static>,
+        number: u32,
         input: &mut [u8],
         output: &mut [u8],
     ) -> Returned {
         let (invoke, state) = match called {
+            Called::Ready(invoke, state) => (invoke, state),
             Called::Rfaas(function) => {
                 return Returned { code: 0, len: function::call_rfaas(function, input, output) };
             }
-            Called::Ready { invoke, state, .. } => {
-                self.begin(asked, slot);
-                (invoke, state)
-            }
-            Called::Fresh { invoke, init, fini } => {
-                self.begin(asked, slot);
-                match self.init(init) {
-                    Ok(state) => (invoke, self.keep(asked.function, invoke, state, fini)),
-                    Err(code) => return Returned { code, len: 0 },
-                }
-            }
+            Called::Fresh => match self.init(number) {
+                Ok(ready) => ready,
+                Err(code) => return Returned { code, len: 0 },
+            },
         };
         self.context.raw.state = state.pointer();
         let (code, len) = function::call_gleaner(invoke, &mut self.context, input, output);
@@ -242,82 +251,82 @@ impl Runner {
 
     /// The context is this call's from now on.
     #[inline(always)]
-    fn begin(&mut self, asked: Asked, slot: Slot<'static>) {
+    fn begin(&mut self, asked: &Asked, slot: Slot<'static>) {
         self.error[0] = 0;
-        let clock = self.clock;
-        self.context.deadline = match asked.time_ns {
-            0 => u64::MAX,
-            time => clock::ticks().saturating_add(clock.ticks(time)),
-        };
-        self.context.raw.invocation = asked.invocation;
         self.context.raw.error = self.error.as_mut_ptr().cast();
-        self.context.cancel = Some(slot.cancel_flag(asked.invocation));
+        self.context.raw.invocation = asked.invocation;
+        self.context.time_ns = asked.time_ns;
+        self.context.slot = Some(slot);
     }
 
     /// Makes a function's state on this lane.
     #[cold]
-    fn init(&mut self, init: abi::Init) -> Result<State, i32> {
+    #[inline(never)]
+    fn init(&mut self, number: u32) -> Result<(abi::Invoke, State), i32> {
+        let Some(Function::Gleaner { invoke, init: Some(init), fini }) =
+            self.shared.functions.get(number)
+        else {
+            unreachable!("only a function with an init is fresh");
+        };
         self.context.raw.state = State::none().pointer();
-        function::call_init(init, &mut self.context)
+        let state = function::call_init(init, &mut self.context)?;
+        self.called[number as usize] = Some(Called::Ready(invoke, state));
+        self.ends.extend(fini.map(|fini| (fini, state)));
+        Ok((invoke, state))
     }
 
-    /// The state is the function's from now on.
+    /// A failed function's message becomes the reply, as much of it as fits.
     #[cold]
-    fn keep(
-        &mut self,
-        number: u32,
-        invoke: abi::Invoke,
-        state: State,
-        fini: Option<abi::Fini>,
-    ) -> State {
-        if let Some(place) = self.called.get_mut(number as usize) {
-            *place = Some(Called::Ready { invoke, state, fini });
+    #[inline(never)]
+    fn message(&self, returned: &Returned, room: &mut [u8]) -> usize {
+        if returned.code == 0 {
+            return 0;
         }
-        state
+        let end = self.error.iter().position(|byte| *byte == 0).unwrap_or(ERROR_BYTES);
+        let len = end.min(room.len());
+        room[..len].copy_from_slice(&self.error[..len]);
+        len
     }
+}
 
+impl Returned {
     /// The function failed, or its reply does not fit.
     #[cold]
     #[inline(never)]
-    fn otherwise(&self, returned: &Returned, output: &mut [u8], time_ns: u64) -> Done {
-        Done::Otherwise(match *returned {
-            Returned { code: 0, len } => Otherwise {
-                status: Status::ReplyTooLarge,
-                code: 0,
-                len: 0,
-                wanted: u32::try_from(len).unwrap_or(u32::MAX),
-                time_ns,
-            },
-            Returned { code, .. } => Otherwise {
-                status: Status::FunctionError,
-                code: code as u32,
-                len: self.copy_message(output) as u32,
-                wanted: 0,
-                time_ns,
-            },
-        })
+    fn failure(&self) -> Failure {
+        match *self {
+            Self { code: 0, len } => {
+                let wanted = u32::try_from(len).unwrap_or(u32::MAX);
+                Failure { status: Status::ReplyTooLarge, code: 0, wanted }
+            }
+            Self { code, .. } => {
+                Failure { status: Status::FunctionError, code: code as u32, wanted: 0 }
+            }
+        }
     }
+}
 
-    /// The function's message becomes the reply, as much of it as fits.
-    fn copy_message(&self, output: &mut [u8]) -> usize {
-        let end = self.error.iter().position(|byte| *byte == 0).unwrap_or(ERROR_BYTES);
-        let len = end.min(output.len());
-        output[..len].copy_from_slice(&self.error[..len]);
-        len
-    }
+/// The room for a reply, and the guard behind: no link's block is without.
+#[inline(always)]
+fn guard_of(output: &mut [u8]) -> (&mut [u8], &mut [u8; GUARD_LEN]) {
+    output.split_last_chunk_mut().expect("a block ends with its guard")
+}
+
+/// Whether nothing was written there. By words: arrays would be compared by a call into the C library.
+#[inline(always)]
+fn is_whole(guard: &[u8; GUARD_LEN]) -> bool {
+    let (words, _) = guard.as_chunks();
+    let odd = words.iter().map(|word| u64::from_ne_bytes(*word) ^ GUARD_WORD);
+    odd.fold(0, std::ops::BitOr::bitor) == 0
 }
 
 impl Called {
     fn new(function: Function) -> Self {
         match function {
             Function::Rfaas(function) => Self::Rfaas(function),
-            Function::Gleaner { invoke, init: Some(init), fini } => {
-                Self::Fresh { invoke, init, fini }
-            }
+            Function::Gleaner { init: Some(_), .. } => Self::Fresh,
             // Without a state there is nothing to end.
-            Function::Gleaner { invoke, init: None, .. } => {
-                Self::Ready { invoke, state: State::none(), fini: None }
-            }
+            Function::Gleaner { invoke, init: None, .. } => Self::Ready(invoke, State::none()),
         }
     }
 }

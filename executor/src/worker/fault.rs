@@ -126,9 +126,9 @@ pub(super) fn orderly() {
 
 /// The function that came back last wrote past its output: nothing in this process can be trusted any more.
 #[cold]
-pub(super) fn overflow() -> ! {
+#[inline(never)]
+pub(super) fn overflowed() {
     record(FaultCause::Overflow, Some(RUNNING.with(Running::last)));
-    std::process::abort()
 }
 
 fn record(cause: FaultCause, call: Option<(Place, u64)>) {

@@ -8,10 +8,7 @@
 use std::{
     ffi::{CStr, c_void},
     os::fd::{AsRawFd, OwnedFd},
-    sync::{
-        OnceLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::OnceLock,
 };
 
 use gleaner_fabric::clock::{self, Clock};
@@ -23,6 +20,7 @@ use super::{
     elf,
     ipc::{Abi, FUNCTIONS_MAX, LIBRARIES_MAX},
 };
+use crate::board::Slot;
 
 /// Why a function cannot be called. The texts go to the client.
 #[derive(Debug, thiserror::Error)]
@@ -205,27 +203,30 @@ fn read_descriptor(name: &str, address: *mut c_void) -> Result<Function, Functio
 pub(super) struct CallContext<'a> {
     pub(super) raw: RawContext,
     pub(super) clock: Clock,
-    /// In ticks; `u64::MAX` for none.
-    pub(super) deadline: u64,
-    /// The cancel word and the value that means this call; `None` before the first.
-    pub(super) cancel: Option<(&'a AtomicU64, u64)>,
+    /// When the call began, in ticks.
+    pub(super) begun: u64,
+    /// The time that it is left; 0: no bound.
+    pub(super) time_ns: u64,
+    /// Its slot; `None` before the first call.
+    pub(super) slot: Option<Slot<'a>>,
 }
 
 /// A Gleaner function's `remaining_ns`.
 pub(super) unsafe extern "C" fn remaining_ns(context: *const RawContext) -> u64 {
     // SAFETY: a function may only pass on the context that it was given, which is the first field of ours.
     let context = unsafe { &*context.cast::<CallContext<'_>>() };
-    match context.deadline {
-        u64::MAX => u64::MAX,
-        deadline => context.clock.ns(deadline.saturating_sub(clock::ticks())),
+    let ran = context.clock.ns(clock::ticks().saturating_sub(context.begun));
+    match context.time_ns {
+        0 => u64::MAX,
+        time => time.saturating_sub(ran),
     }
 }
 
 /// A Gleaner function's `cancelled`.
 pub(super) unsafe extern "C" fn cancelled(context: *const RawContext) -> i32 {
     // SAFETY: as above.
-    let cancel = unsafe { &*context.cast::<CallContext<'_>>() }.cancel;
-    i32::from(cancel.is_some_and(|(word, wanted)| word.load(Ordering::Relaxed) == wanted))
+    let context = unsafe { &*context.cast::<CallContext<'_>>() };
+    i32::from(context.slot.is_some_and(|slot| slot.cancelled(context.raw.invocation)))
 }
 
 /// Calls an rFaaS function. Returns the length that it says it wrote.

@@ -19,7 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{
     Shared,
-    call::{Ended, Runner},
+    call::{Runner, Serving},
     fault,
     ipc::{self, FromWorker},
     mailbox::{Mail, Receiver},
@@ -247,11 +247,9 @@ fn serve_memory(
 ) -> Result<bool, Box<LinkError>> {
     let mut found = false;
     loop {
-        let mut ended = Ended::NotRun;
-        let served = link.serve_with(|asked, input, output| {
-            runner.serve(slots, asked, input, output, &mut ended)
-        });
-        ended.note(meter);
+        let mut serving = Serving::new(runner, slots);
+        let served = link.serve_with(&mut serving);
+        serving.note(meter);
         if !served? {
             return Ok(found);
         }
@@ -270,9 +268,8 @@ fn serve_other(
     slots: Slots<'static>,
     meter: &mut Meter,
 ) -> Result<bool, Box<LinkError>> {
-    let mut ended = Ended::NotRun;
-    let served = link
-        .serve(&mut |asked, input, output| runner.serve(slots, asked, input, output, &mut ended));
-    ended.note(meter);
+    let mut serving = Serving::new(runner, slots);
+    let served = link.serve(&mut serving);
+    serving.note(meter);
     served
 }

@@ -5,7 +5,7 @@ use std::{thread, time::Instant};
 use gleaner_proto::header::{GUARD_LEN, Header, Status};
 
 use super::{PATIENCE, Pair, SMALL, next, payload, post, request, response};
-use crate::link::{Arrival, Asked, Block, Done, Expected, Found, Geometry, Link, Otherwise};
+use crate::link::{Arrival, Asked, Done, Expected, Failure, Found, Geometry, Link};
 
 /// A call is run where it arrives, and its answer is found by who expects it.
 pub fn calls_are_served_in_place(make: impl Fn(Geometry) -> Pair) {
@@ -21,51 +21,50 @@ pub fn calls_are_served_in_place(make: impl Fn(Geometry) -> Pair) {
             assert_eq!(output.len(), SMALL.slot_capacity() as usize + GUARD_LEN);
             output[..size].copy_from_slice(input);
             output[..size].reverse();
-            Done::Well { len: size, time_ns: 5000 }
+            Done::well(size, 5000)
         });
-        answer(&mut *client, &expected(&header), |found| match found {
+        answer(&mut *client, &Expected::of(&header), |found| match found {
             Found::Reply(reply) => assert!(reply.iter().eq(data.iter().rev())),
             other => panic!("{other:?}"),
         });
         assert!(client.intact());
     }
-    assert!(!worker.serve(&mut |_, _, _| panic!("nothing was asked")).unwrap());
-    assert!(matches!(client.answer(&expected(&request(0, 0)), 3), Ok(Found::None)));
+    let nobody = &mut |_: Asked, _: &mut [u8], _: &mut [u8]| panic!("nothing was asked");
+    assert!(!worker.serve(nobody).unwrap());
+    assert!(matches!(client.answer(&Expected::of(&request(0, 0)), 3), Ok(Found::None)));
 }
 
 /// A call that ends otherwise, and another call's answer, are no good answer to this one.
 pub fn what_is_no_good_answer_is_told_apart(make: impl Fn(Geometry) -> Pair) {
     let (mut client, mut worker) = make(SMALL);
     let asked = request(1, 4);
-    let how = Otherwise { status: Status::FunctionError, code: 9, len: 3, wanted: 0, time_ns: 0 };
+    let how = Failure { status: Status::FunctionError, code: 9, wanted: 0 };
     post(&mut *client, &asked, b"input");
     serve(&mut *worker, |_, _, output| {
         output[..3].copy_from_slice(b"why");
-        Done::Otherwise(how)
+        Done { failure: Some(how), ..Done::well(3, 0) }
     });
     let mut arrived = None;
-    answer(&mut *client, &expected(&asked), |found| match found {
+    answer(&mut *client, &Expected::of(&asked), |found| match found {
         Found::Other(arrival) => arrived = Some(*arrival),
         other => panic!("{other:?}"),
     });
     let Arrival { header, .. } = arrived.unwrap();
     assert_eq!((header.status, header.code, header.invocation), (how.status, 9, 4));
     assert_eq!(client.incoming(arrived.unwrap().payload()), b"why");
-    let good = expected(&asked);
-    let short = Block { capacity: 4, ..good.block };
     let others = [
-        Expected { slot: 2, ..good },
-        Expected { generation: 2, ..good },
-        Expected { epoch: 4, ..good },
-        Expected { invocation: 5, ..good },
-        Expected { block: SMALL.slot(2), ..good },
-        Expected { block: short, ..good },
+        Header { slot: 2, ..asked },
+        Header { generation: 2, ..asked },
+        Header { epoch: 4, ..asked },
+        Header { invocation: 5, ..asked },
+        Header { reply_block: SMALL.slot(2).index(), ..asked },
+        Header { reply_capacity: 4, ..asked },
     ];
-    for other in others {
+    for other in others.iter().map(Expected::of) {
         post(&mut *client, &asked, b"input");
         serve(&mut *worker, |_, input, output| {
             output[..5].copy_from_slice(input);
-            Done::Well { len: 5, time_ns: 0 }
+            Done::well(5, 0)
         });
         answer(&mut *client, &other, |found| match found {
             Found::Other(arrival) => assert_eq!(arrival.header.invocation, 4),
@@ -123,10 +122,4 @@ fn answer(client: &mut dyn Link, expected: &Expected, mut look: impl FnMut(Found
         }
         thread::yield_now();
     }
-}
-
-/// The good answer to a request in its own slot.
-fn expected(request: &Header) -> Expected {
-    let &Header { slot, generation, epoch, invocation, .. } = request;
-    Expected { slot, generation, epoch, invocation, block: SMALL.slot(slot) }
 }

@@ -1,32 +1,32 @@
-//! The direction in which a link takes messages: which is next, what was kept of its slot, and what tells whether several come at a time.
+//! The direction in which a link takes messages: which is next, and what tells whether several come at a time.
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use gleaner_proto::header::BLOCK_ALIGN;
+
 use super::{
     bell::{self, Sleep},
-    kept::{Kept, Taken},
     layout::{Direction, Half},
     line::Line,
-    segment::Segment,
+    segment::{Segment, Spot},
 };
-use crate::{
-    check::Side,
-    link::{Block, LinkError, Payload},
-    tune::LIVENESS_POLLS,
-};
+use crate::{check::Side, tune::LIVENESS_POLLS};
+
+/// No slot.
+const NONE: u32 = u32::MAX;
 
 #[derive(Debug)]
 pub(super) struct Inbound {
     half: Half,
     /// The number of the last message taken.
     pub(super) polled: u32,
-    /// The last message of each slot.
-    kept: Kept,
-    /// Where the payload of the last message lay, if it was small: with one call at a time the next one's lies there too.
-    expected: Option<usize>,
+    /// Where the payload of the last message lay: with one call at a time the next one's lies there too.
+    expected: Spot,
     /// Empty polls since a message came or the socket was looked at.
     idle_polls: u32,
+    /// The last message's slot, as long as another in it changes nothing of what follows here.
+    usual: u32,
     /// The last message's slot.
     last_slot: u16,
     /// A poll was empty since a message came in another slot than the one before.
@@ -42,9 +42,9 @@ impl Inbound {
         Self {
             half: *segment.layout().half(Direction::sent_by(side).opposite()),
             polled: 0,
-            kept: Kept::new(segment, side),
-            expected: None,
+            expected: Spot::NOTHING,
             idle_polls: 0,
+            usual: NONE,
             last_slot: 0,
             waited: true,
             pipelined: false,
@@ -64,44 +64,52 @@ impl Inbound {
         line.holds(self.number())
     }
 
+    /// Whether the next message lies there, and is none.
+    pub(super) fn is_marred(&self, line: &Line) -> bool {
+        line.is_marred(self.number())
+    }
+
     #[inline(always)]
     fn number(&self) -> u32 {
         self.polled.wrapping_add(1)
     }
 
-    /// Takes the message that lies in the next line.
+    /// The next message was taken: of this slot, and its payload lay there.
     #[inline(always)]
-    pub(super) fn take(
-        &mut self,
-        segment: &Segment,
-        line: &Line,
-    ) -> Result<Taken<'_>, Box<LinkError>> {
+    pub(super) fn took(&mut self, segment: &Segment, slot: u16, payload: Spot) {
         let number = self.number();
-        let taken = self.kept.take(line, segment)?;
         self.polled = number;
         self.idle_polls = 0;
+        self.expected = payload;
         segment.taken(&self.half).store(number, Ordering::Release);
+        if self.usual != u32::from(slot) {
+            self.took_unusual(segment, slot);
+        }
+    }
+
+    /// The same of a message that is not in the last one's slot, or the first since we said that we sleep.
+    #[inline(never)]
+    fn took_unusual(&mut self, segment: &Segment, slot: u16) {
         if self.asked {
             self.asked = false;
             withdraw(segment, &self.half);
         }
         // One at a time always finds the same slot free.
-        self.pipelined = self.last_slot != taken.slot() && !std::mem::take(&mut self.waited);
-        self.last_slot = taken.slot();
+        self.pipelined = self.last_slot != slot && !std::mem::take(&mut self.waited);
+        self.last_slot = slot;
+        self.usual = if self.pipelined { NONE } else { slot.into() };
         if self.pipelined {
-            segment.prefetch_payload_of(&self.half, number.wrapping_add(1));
+            segment.prefetch_payload_of(&self.half, self.number());
         }
-        self.expected = taken.line();
-        Ok(taken)
     }
 
     /// The next message is not here. True if it is time to ask the socket whether its sender is.
     #[inline(always)]
     pub(super) fn found_none(&mut self, segment: &Segment) -> bool {
         self.waited = true;
-        // The payload is written before the line: so it is on its way while we still wait for the line.
-        if let Some(at) = self.expected {
-            segment.prefetch(&self.half, at);
+        // A small payload is written just before the line: so it is on its way while we still wait for the line.
+        if (1..=BLOCK_ALIGN).contains(&self.expected.len()) {
+            segment.prefetch(self.expected);
         }
         self.idle_polls += 1;
         self.idle_polls >= LIVENESS_POLLS
@@ -127,6 +135,7 @@ impl Inbound {
     pub(super) fn ask(&mut self, segment: &Segment, how: Sleep) -> bool {
         let ready = bell::ask(self.bell(segment), how, || self.is_in(self.next(segment)));
         self.asked = !ready;
+        self.usual = NONE;
         ready
     }
 
@@ -134,27 +143,6 @@ impl Inbound {
     pub(super) fn woke(&mut self, segment: &Segment) {
         withdraw(segment, &self.half);
         self.asked = false;
-    }
-
-    /// An arrival's payload.
-    pub(super) fn payload<'a>(&'a self, segment: &'a Segment, payload: Payload) -> &'a [u8] {
-        let place = || segment.incoming(segment.payload(&self.half, payload));
-        self.kept.carried(payload).unwrap_or_else(place)
-    }
-
-    /// The same as room to work, and the block of its reply.
-    pub(super) fn exchange<'a>(
-        &'a mut self,
-        segment: &'a mut Segment,
-        payload: Payload,
-        outbound: &Half,
-        reply: Block,
-    ) -> (&'a mut [u8], &'a mut [u8]) {
-        let room = segment.room(outbound, reply);
-        match self.kept.carried_mut(payload) {
-            Some(input) => (input, segment.outgoing(room)),
-            None => segment.exchange(segment.payload(&self.half, payload), room),
-        }
     }
 }
 

@@ -7,19 +7,22 @@ use gleaner_proto::header::{BLOCK_ALIGN, Header, Kind, Status, Words};
 use super::{
     layout::{Direction, Half},
     line::{
-        CARRIED_MAX, CarriedWords, Line, Shape, Snapshot, generation_of, may_carry, slot_of, unpack,
+        Answer, CARRIED_MAX, CarriedWords, Line, Shape, Snapshot, generation_of, may_carry,
+        slot_of, unpack,
     },
     segment::{Segment, Spot},
 };
 use crate::{
     check::{self, Side},
-    link::{Arrival, Asked, Block, Expected, LinkError, Otherwise, Payload, failed, response},
+    link::{Arrival, Asked, Block, Done, Expected, Geometry, LinkError, Payload, failed, response},
 };
 
 /// A place a slot.
 #[derive(Debug)]
 pub(super) struct Kept {
     places: Box<[Place]>,
+    /// The payload of the last answer that was waited for, if its line carried it.
+    answer: [u8; CARRIED_MAX],
     ways: Ways,
 }
 
@@ -29,6 +32,8 @@ struct Ways {
     side: Side,
     inbound: Half,
     outbound: Half,
+    /// Blocks from one slot to the next.
+    slot_blocks: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -41,8 +46,8 @@ struct Place {
     /// Where a request's reply goes, and whether a small one may travel in its line.
     room: Spot,
     carries_reply: bool,
-    /// Where the payload lies if that is one line of the region, and not in the message's own.
-    line: Option<usize>,
+    /// The words of a request's good reply that are the same for all of its shape.
+    reply: Words,
     /// The payload, if the message's line carried it.
     bytes: [u8; CARRIED_MAX],
 }
@@ -57,6 +62,15 @@ pub(super) struct Taken<'a> {
     time_ns: u64,
 }
 
+/// Where a good answer's payload is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Reply {
+    /// There.
+    Placed(Spot),
+    /// So many bytes of it were in its line.
+    Carried(u32),
+}
+
 impl Kept {
     pub(super) fn new(segment: &Segment, side: Side) -> Self {
         let place = Place {
@@ -65,13 +79,16 @@ impl Kept {
             payload: Spot::NOTHING,
             room: Spot::NOTHING,
             carries_reply: false,
-            line: None,
+            reply: Words::default(),
             bytes: [0; CARRIED_MAX],
         };
         let outbound = Direction::sent_by(side);
         let half = |direction| *segment.layout().half(direction);
-        let ways = Ways { side, inbound: half(outbound.opposite()), outbound: half(outbound) };
-        Self { places: vec![place; usize::from(segment.geometry().window)].into(), ways }
+        let Geometry { window, slot_bytes, .. } = segment.geometry();
+        let slot_blocks = slot_bytes / BLOCK_ALIGN as u32;
+        let (inbound, outbound) = (half(outbound.opposite()), half(outbound));
+        let ways = Ways { side, inbound, outbound, slot_blocks };
+        Self { places: vec![place; window.into()].into(), answer: [0; CARRIED_MAX], ways }
     }
 
     /// The message that lies in a line, found good. Whoever writes to the line meanwhile changes nothing that was looked at.
@@ -89,7 +106,7 @@ impl Kept {
         let (mut invocation, mut time_ns) = line.own();
         if place.shape.is_of(first, line) {
             if place.shape.carries() {
-                place.keep(line.carried());
+                place.bytes = bytes(line.carried());
             }
         } else {
             let words = line.words();
@@ -103,16 +120,53 @@ impl Kept {
         Ok(Taken { place, slot, generation: generation_of(first), invocation, time_ns })
     }
 
-    /// The payload of an arrival, if its line carried it.
-    pub(super) fn carried(&self, payload: Payload) -> Option<&[u8]> {
-        let place = self.places.get(usize::from(payload.slot))?;
-        place.bytes.get(..payload.len as usize).filter(|_| place.shape.carries())
+    /// Takes the message that lies in a line if it is this good answer: compared with that word by word, it needs no other check.
+    #[inline(always)]
+    pub(super) fn answer(
+        &mut self,
+        line: &Line,
+        segment: &Segment,
+        expected: &Expected,
+    ) -> Option<Reply> {
+        Some(match line.answer(expected, self.ways.slot_blocks)? {
+            Answer::Placed(block) => {
+                let (slot, len, offset) = (expected.slot(), block.capacity, block.payload_offset());
+                let payload = Payload { slot, len, offset };
+                Reply::Placed(segment.payload(&self.ways.inbound, payload))
+            }
+            Answer::Carried(len, words) => {
+                self.answer = bytes(words);
+                Reply::Carried(len)
+            }
+        })
     }
 
-    /// The same, as room to work.
-    pub(super) fn carried_mut(&mut self, payload: Payload) -> Option<&mut [u8]> {
-        let place = self.places.get_mut(usize::from(payload.slot))?;
-        place.bytes.get_mut(..payload.len as usize).filter(|_| place.shape.carries())
+    /// The payload of an answer that its line carried.
+    #[inline(always)]
+    pub(super) fn carried_answer(&self, len: u32) -> &[u8] {
+        &self.answer[..len as usize]
+    }
+
+    /// The payload of an arrival.
+    pub(super) fn payload<'a>(&'a self, segment: &'a Segment, payload: Payload) -> &'a [u8] {
+        let place = self.places.get(usize::from(payload.slot));
+        let carried = place.and_then(|place| place.carried(payload.len));
+        carried.unwrap_or_else(|| segment.incoming(segment.payload(&self.ways.inbound, payload)))
+    }
+
+    /// The same as room to work, and the block of its reply.
+    pub(super) fn exchange<'a>(
+        &'a mut self,
+        segment: &'a mut Segment,
+        payload: Payload,
+        reply: Block,
+    ) -> (&'a mut [u8], &'a mut [u8]) {
+        let room = segment.room(&self.ways.outbound, reply);
+        let place = self.places.get_mut(usize::from(payload.slot));
+        match place.and_then(|place| place.carried_mut(payload.len)) {
+            Some(input) => (input, segment.outgoing(room)),
+            None => segment.exchange(segment.payload(&self.ways.inbound, payload), room),
+        }
     }
 }
 
@@ -124,42 +178,53 @@ impl Place {
         &mut self,
         words: Words,
         segment: &Segment,
-        Ways { side, inbound, outbound }: &Ways,
+        &Ways { side, ref inbound, ref outbound, slot_blocks }: &Ways,
     ) -> Result<(), Box<LinkError>> {
         let geometry = segment.geometry();
-        let slot_blocks = geometry.slot_bytes / BLOCK_ALIGN as u32;
         let Snapshot { header, carried } = unpack(&words, slot_blocks);
         let header = Header::from_words(&header).map_err(failed)?;
-        let arrival = check::checked(geometry, *side, header).map_err(failed)?;
+        let arrival = check::checked(geometry, side, header).map_err(failed)?;
         let Header { slot, block, payload_len: len, .. } = header;
         if carried && len as usize > CARRIED_MAX {
             return Err(failed(LinkError::Range { slot, block, len }));
         }
-        let in_a_line = !carried && len as usize <= BLOCK_ALIGN;
-        let reply = response(&header, 0, 0);
+        let reply = response(&Header { generation: 0, ..header }, 0, 0).words();
         *self = Place {
             shape: Shape::of(&words),
             arrival,
-            payload: segment.payload(inbound, arrival.payload()),
+            payload: match carried {
+                true => Spot::NOTHING,
+                false => segment.payload(inbound, arrival.payload()),
+            },
             room: arrival.reply.map_or(Spot::NOTHING, |reply| segment.room(outbound, reply)),
             carries_reply: may_carry(&reply, slot_blocks),
-            line: in_a_line.then(|| arrival.block.payload_offset() as usize),
-            bytes: [0; CARRIED_MAX],
+            reply,
+            bytes: bytes([words[4], words[5]]),
         };
-        self.keep([words[4], words[5]]);
         Ok(())
     }
 
-    #[inline(always)]
-    fn keep(&mut self, carried: CarriedWords) {
-        let (parts, _) = self.bytes.as_chunks_mut::<8>();
-        for (part, word) in parts.iter_mut().zip(carried) {
-            *part = word.to_le_bytes();
-        }
+    fn carried(&self, len: u32) -> Option<&[u8]> {
+        self.bytes.get(..len as usize).filter(|_| self.shape.carries())
+    }
+
+    fn carried_mut(&mut self, len: u32) -> Option<&mut [u8]> {
+        self.bytes.get_mut(..len as usize).filter(|_| self.shape.carries())
     }
 }
 
-impl<'a> Taken<'a> {
+/// A carried payload's bytes.
+#[inline(always)]
+fn bytes(words: CarriedWords) -> [u8; CARRIED_MAX] {
+    let mut bytes = [0; CARRIED_MAX];
+    let (parts, _) = bytes.as_chunks_mut::<8>();
+    for (part, word) in parts.iter_mut().zip(words) {
+        *part = word.to_le_bytes();
+    }
+    bytes
+}
+
+impl Taken<'_> {
     #[inline(always)]
     pub(super) fn slot(&self) -> u16 {
         self.slot
@@ -177,32 +242,10 @@ impl<'a> Taken<'a> {
         Header { slot, generation, invocation, time_ns, ..place.arrival.header }
     }
 
-    /// Where its payload lies, if that is one line of the region.
+    /// Where its payload lies, if that is not its line.
     #[inline(always)]
-    pub(super) fn line(&self) -> Option<usize> {
-        self.place.line
-    }
-
-    /// Whether it is this answer.
-    #[inline(always)]
-    pub(super) fn is(&self, expected: &Expected) -> bool {
-        let Arrival { header, block, .. } = &self.place.arrival;
-        self.generation == expected.generation
-            && self.slot == expected.slot
-            && self.invocation == expected.invocation
-            && header.epoch == expected.epoch
-            && header.status == Status::Ok
-            && block.offset == expected.block.offset
-            && block.capacity <= expected.block.capacity
-    }
-
-    /// Its payload.
-    #[inline(always)]
-    pub(super) fn payload(self, segment: &'a Segment) -> &'a [u8] {
-        match self.place.shape.carries() {
-            true => &self.place.bytes[..self.place.arrival.header.payload_len as usize],
-            false => segment.incoming(self.place.payload),
-        }
+    pub(super) fn spot(&self) -> Spot {
+        self.place.payload
     }
 
     /// The call that it is.
@@ -226,16 +269,18 @@ impl<'a> Taken<'a> {
         }
     }
 
-    /// The header of its good reply.
+    /// The words of its good reply.
     #[inline(always)]
-    pub(super) fn response(&self, len: u32, time_ns: u64) -> Header {
-        response(&self.header(), len, time_ns)
+    pub(super) fn response(&self, len: u32, time_ns: u64) -> Words {
+        let [kinds, epoch, _, function, block, ..] = self.place.reply;
+        let (first, len) = (kinds | u64::from(self.generation), u64::from(len));
+        [first, epoch, self.invocation, function, block | len, len << 32, time_ns, 0]
     }
 
-    /// The header of another.
+    /// The header of any reply.
     #[cold]
-    pub(super) fn response_otherwise(&self, how: Otherwise) -> Header {
-        how.response(&self.header())
+    pub(super) fn response_otherwise(&self, done: Done) -> Header {
+        done.response(&self.header())
     }
 
     /// Whether a small reply travels in its line.
@@ -279,7 +324,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::link::Geometry;
+    use crate::shm::line::pack;
 
     const GEOMETRY: Geometry = Geometry { window: 3, slot_bytes: 1024, arena_bytes: 1 << 16 };
 
@@ -306,15 +351,18 @@ mod tests {
                 time_ns: payload[1],
             };
             let line = Line::default();
-            line.publish(1, &header, (carried && payload_len <= 16).then_some(payload));
+            let words = header.words();
+            line.publish(
+                1,
+                if carried && payload_len <= 16 { pack(words, payload) } else { words },
+            );
             let mut words = line.words();
             match change {
                 0 => words[at] = word,
-                // No generation; reserved bytes in use.
+                // No generation.
                 1 => words[0] &= !0xFFFF_FFFF,
-                2 => words[7] |= 1 << 40,
                 // What stands in a place before its first message.
-                3 => words = [1, 0, words[2], 0, 0, 0, words[6], 1],
+                2 => words = [1, 0, words[2], 0, 0, 0, words[6], 1],
                 _ => {}
             }
             words
@@ -345,7 +393,9 @@ mod tests {
                 for words in &lines {
                     let taken = kept.take(&Line::of(words), &segment).map(|taken| taken.arrival()).ok();
                     let seen = taken.map(|arrival| {
-                        let payload = kept.carried(arrival.payload()).map(<[u8]>::to_vec);
+                        let payload = arrival.payload();
+                        let place = &kept.places[usize::from(payload.slot)];
+                        let payload = place.carried(payload.len).map(<[u8]>::to_vec);
                         (arrival, payload)
                     });
                     prop_assert_eq!(seen, anew(words, side));

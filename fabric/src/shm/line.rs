@@ -2,7 +2,7 @@
 //!
 //! The header's reserved bytes hold the message's number in its direction, 32 bits from 1 on, which wrap; it is stored last,
 //! with Release, so that who sees it sees the rest of the line and the payload. A number that was left from the ring's last
-//! round is smaller by the ring's length, and therefore no message.
+//! round is smaller by the ring's length, and therefore no message, as whatever else stands there.
 //!
 //! A payload of a few bytes travels in the line itself, in place of what says nothing of a message in its own slot: a call of a
 //! few bytes is then one cache line each way, not two.
@@ -16,7 +16,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use gleaner_proto::header::{HEADER_LEN, Header, Kind, Words};
+use gleaner_proto::header::{BLOCK_ALIGN, HEADER_LEN, KIND_SHIFT, Kind, Words, halves};
+
+use crate::link::{Block, Expected};
 
 const WORDS: usize = HEADER_LEN / 8;
 const FIRST: usize = 0;
@@ -34,7 +36,6 @@ const SLOT_SHIFT: u32 = 32;
 const CARRIES: u64 = 1 << 55;
 const LEN_SHIFT: u32 = 50;
 const LEN_MASK: u64 = 0x1F;
-const KIND_SHIFT: u32 = 48;
 
 /// The most bytes of payload that a line carries.
 pub(crate) const CARRIED_MAX: usize = 16;
@@ -54,6 +55,15 @@ pub(crate) struct Snapshot {
     pub(crate) header: Words,
     /// The line carried the payload, in its words 4 and 5.
     pub(crate) carried: bool,
+}
+
+/// A good answer's payload.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// It lies in this block, as long as it is.
+    Placed(Block),
+    /// So many were carried.
+    Carried(u32, CarriedWords),
 }
 
 /// What a line says of all that its message can be refused for, beyond a generation.
@@ -84,7 +94,6 @@ impl Shape {
             && first as u32 != 0
             && self.epoch == line.word(EPOCH)
             && self.function == line.word(FUNCTION)
-            && line.word(NUMBER) >> 32 == 0
             && (self.carries() || self.lengths == line.carried())
     }
 
@@ -110,7 +119,13 @@ impl Line {
     /// True if message number `sequence` lies here, whole.
     #[inline]
     pub(crate) fn holds(&self, sequence: u32) -> bool {
-        self.0[NUMBER].load(Ordering::Acquire) as u32 == sequence
+        self.0[NUMBER].load(Ordering::Acquire) == u64::from(sequence)
+    }
+
+    /// True if what lies here has that number, and something beside it where nothing belongs.
+    pub(crate) fn is_marred(&self, sequence: u32) -> bool {
+        let (number, reserved) = halves(self.word(NUMBER));
+        number == sequence && reserved != 0
     }
 
     #[inline(always)]
@@ -153,13 +168,32 @@ impl Line {
         words
     }
 
-    /// Stores a header, with its payload if it [`may_carry`] that, and then its number.
+    /// The payload of the message here if that is this good answer, of which nothing else is believed. Slots are so many blocks apart.
     #[inline(always)]
-    pub(crate) fn publish(&self, sequence: u32, header: &Header, carried: Option<CarriedWords>) {
-        let mut words = header.words();
-        if let Some(carried) = carried {
-            pack(&mut words, carried);
+    pub(crate) fn answer(&self, expected: &Expected, slot_blocks: u32) -> Option<Answer> {
+        let [first, epoch, invocation] = expected.answer_words();
+        let more = self.word(FIRST) ^ first;
+        let wanted = expected.block();
+        if self.word(EPOCH) != epoch || self.word(INVOCATION) != invocation {
+            return None;
         }
+        if more == 0 {
+            let (capacity, index) = halves(self.word(PAYLOAD));
+            let is_there = index == wanted.index() && capacity <= wanted.capacity;
+            let offset = u64::from(index) * BLOCK_ALIGN as u64;
+            return is_there.then_some(Answer::Placed(Block { offset, capacity }));
+        }
+        // Its length alone, in the lowest bits: whatever else is there makes it too long.
+        let len = more.wrapping_sub(CARRIES).rotate_right(LEN_SHIFT);
+        let is_good = len <= CARRIED_MAX as u64
+            && len <= u64::from(wanted.capacity)
+            && wanted.index() == own(first, slot_blocks);
+        is_good.then(|| Answer::Carried(len as u32, self.carried()))
+    }
+
+    /// Stores a header's words, and then its number.
+    #[inline(always)]
+    pub(crate) fn publish(&self, sequence: u32, words: Words) {
         let [first, epoch, invocation, function, payload, reply, time, _] = words;
         self.0[FIRST].store(first, Ordering::Relaxed);
         self.0[EPOCH].store(epoch, Ordering::Relaxed);
@@ -172,14 +206,36 @@ impl Line {
     }
 }
 
-/// Whether a line can carry this message's payload: it is small, and what it takes the place of is what its slot says.
-#[inline]
-pub(crate) fn may_carry(header: &Header, slot_blocks: u32) -> bool {
-    let own = u32::from(header.slot) * slot_blocks;
-    header.payload_len as usize <= CARRIED_MAX
-        && header.code == 0
-        && header.block == own
-        && header.reply_block == own_reply(header.kind == Kind::Request, own)
+/// Whether a line can carry the payload of a message with these words: it is small, and what it takes the place of is what its slot
+/// says.
+#[inline(always)]
+pub(crate) fn may_carry(words: &Words, slot_blocks: u32) -> bool {
+    let (len, block) = halves(words[PAYLOAD]);
+    let (_, code) = halves(words[FUNCTION]);
+    let (reply_block, _) = halves(words[REPLY]);
+    if len as usize > CARRIED_MAX || code != 0 {
+        return false;
+    }
+    let own = own(words[FIRST], slot_blocks);
+    block == own && reply_block == own_reply(is_request(words[FIRST]), own)
+}
+
+/// The same of a call's request, whose input is small.
+#[inline(always)]
+pub(crate) fn may_carry_input(call: &Expected, slot_blocks: u32) -> bool {
+    let own = u32::from(call.slot()).wrapping_mul(slot_blocks);
+    call.input().index() == own && call.block().index() == own
+}
+
+/// The block of the slot that a first word names.
+#[inline(always)]
+fn own(first: u64, slot_blocks: u32) -> u32 {
+    u32::from(slot_of(first)).wrapping_mul(slot_blocks)
+}
+
+#[inline(always)]
+fn is_request(first: u64) -> bool {
+    (first >> KIND_SHIFT) as u8 == Kind::Request as u8
 }
 
 /// A request's reply has the same block in the other region; a response names none.
@@ -188,18 +244,21 @@ fn own_reply(request: bool, own: u32) -> u32 {
     if request { own } else { 0 }
 }
 
+/// A header's words as a line carries them together with a payload that it [`may_carry`].
 #[inline(always)]
-fn pack(words: &mut Words, [first, second]: CarriedWords) {
+pub(crate) fn pack(words: Words, [first, second]: CarriedWords) -> Words {
+    let mut packed = words;
     let (len, capacity) = (words[PAYLOAD] & LEN_MASK, words[REPLY] & !0xFFFF_FFFF);
-    words[FIRST] |= CARRIES | len << LEN_SHIFT;
-    words[FUNCTION] |= capacity;
-    (words[PAYLOAD], words[REPLY]) = (first, second);
+    packed[FIRST] |= CARRIES | len << LEN_SHIFT;
+    packed[FUNCTION] |= capacity;
+    (packed[PAYLOAD], packed[REPLY]) = (first, second);
+    packed
 }
 
 /// The reverse: a line's words, less the message's number. Slots are so many blocks apart.
 pub(crate) fn unpack(words: &Words, slot_blocks: u32) -> Snapshot {
     let mut header = *words;
-    header[NUMBER] >>= 32;
+    header[NUMBER] = 0;
     let carried = header[FIRST] & CARRIES != 0;
     if carried {
         uncarry(&mut header, slot_blocks);
@@ -211,9 +270,8 @@ pub(crate) fn unpack(words: &Words, slot_blocks: u32) -> Snapshot {
 fn uncarry(words: &mut Words, slot_blocks: u32) {
     let len = words[FIRST] >> LEN_SHIFT & LEN_MASK;
     words[FIRST] &= !(CARRIES | LEN_MASK << LEN_SHIFT);
-    let slot = (words[FIRST] >> SLOT_SHIFT) as u16;
-    let own = u32::from(slot).wrapping_mul(slot_blocks);
-    let request = (words[FIRST] >> KIND_SHIFT) as u8 == Kind::Request as u8;
+    let own = own(words[FIRST], slot_blocks);
+    let request = is_request(words[FIRST]);
     let capacity = words[FUNCTION] & !0xFFFF_FFFF;
     words[FUNCTION] &= 0xFFFF_FFFF;
     words[PAYLOAD] = len | u64::from(own) << 32;
@@ -249,7 +307,7 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
-    use gleaner_proto::header::Status;
+    use gleaner_proto::header::{Header, Status};
 
     use super::*;
 
@@ -280,7 +338,7 @@ mod tests {
         let line = Line::default();
         assert!(!line.holds(1));
         let header = header(Kind::Request);
-        line.publish(u32::MAX, &header, None);
+        line.publish(u32::MAX, header.words());
         assert!(line.holds(u32::MAX) && !line.holds(0));
         assert!(!line.holds(u32::MAX - 16), "the ring's last round");
         assert_eq!(line.block(), Some(3 * SLOT_BLOCKS));
@@ -292,9 +350,9 @@ mod tests {
     fn a_carried_payload_comes_back_beside_the_whole_header() {
         for kind in [Kind::Request, Kind::Response] {
             let (line, header) = (Line::default(), header(kind));
-            assert!(may_carry(&header, SLOT_BLOCKS));
+            assert!(may_carry(&header.words(), SLOT_BLOCKS));
             let words = carried_words(b"hello");
-            line.publish(1, &header, Some(words));
+            line.publish(1, pack(header.words(), words));
             assert_eq!(line.block(), None);
             let seen = line.words();
             assert_eq!([seen[PAYLOAD], seen[REPLY]], words);
@@ -308,7 +366,7 @@ mod tests {
         let carried = |change: fn(&mut Header)| {
             let mut header = header(Kind::Request);
             change(&mut header);
-            may_carry(&header, SLOT_BLOCKS)
+            may_carry(&header.words(), SLOT_BLOCKS)
         };
         assert!(carried(|header| header.payload_len = CARRIED_MAX as u32));
         assert!(!carried(|header| header.payload_len = CARRIED_MAX as u32 + 1));

@@ -28,19 +28,20 @@ use std::{
 };
 
 use bell::Sleep;
-use gleaner_proto::header::{BLOCK_ALIGN, Header};
+use gleaner_proto::header::{BLOCK_ALIGN, BadHeader, Header, Words as HeaderWords};
 use inbound::Inbound;
+use kept::{Kept, Reply};
 pub use layout::{Direction, Half, Layout};
-use line::{CARRIED_MAX, CarriedWords, carried_words, may_carry};
+use line::{CARRIED_MAX, CarriedWords, carried_words, may_carry, may_carry_input, pack};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
+use segment::Spot;
 pub use segment::{Segment, SegmentError};
 
 use crate::{
     check::Side,
     futex::{self, Words},
     link::{
-        Arrival, Asked, Block, Done, Expected, Found, Geometry, Link, LinkError, Payload, Run,
-        failed,
+        Arrival, Block, Done, Expected, Found, Geometry, Link, LinkError, Payload, Runs, failed,
     },
     tune::{DRAIN_ROUNDS, FUTEX_SLICE, LINES_AHEAD},
 };
@@ -51,6 +52,8 @@ pub struct ShmLink {
     segment: Segment,
     socket: OwnedFd,
     inbound: Inbound,
+    /// The last message of each slot.
+    kept: Kept,
     outbound: Half,
     /// The number of the last message posted, and of the last that there is room for as far as is known.
     posted: u32,
@@ -72,6 +75,7 @@ impl ShmLink {
         }
         Self {
             inbound: Inbound::new(&segment, side),
+            kept: Kept::new(&segment, side),
             slot_blocks: segment.geometry().slot_bytes / BLOCK_ALIGN as u32,
             posted: 0,
             last: segment.layout().lines,
@@ -92,39 +96,56 @@ impl ShmLink {
 
     /// As [`Link::serve`], compiled into its caller together with what it runs.
     #[inline(always)]
-    pub fn serve_with(
-        &mut self,
-        run: impl FnOnce(Asked, &mut [u8], &mut [u8]) -> Done,
-    ) -> Result<bool, Box<LinkError>> {
-        self.ring_if_due()?;
-        let line = self.inbound.next(&self.segment);
+    pub fn serve_with<R: Runs + ?Sized>(&mut self, runs: &mut R) -> Result<bool, Box<LinkError>> {
+        self.ring_if_due();
+        let mut line = self.inbound.next(&self.segment);
         if !self.inbound.is_in(line) {
             self.found_none()?;
             return Ok(false);
         }
-        let mut taken = self.inbound.take(&self.segment, line)?;
+        if self.is_full() {
+            self.confirm()?;
+            line = self.inbound.next(&self.segment);
+        }
+        let mut taken = self.kept.take(line, &self.segment)?;
+        self.inbound.took(&self.segment, taken.slot(), taken.spot());
         let asked = taken.asked();
         let (input, output) = taken.exchange(&mut self.segment);
-        let (len, time_ns) = match run(asked, input, output) {
-            Done::Well { len, time_ns } => (len, time_ns),
-            Done::Otherwise(how) => {
-                let header = taken.response_otherwise(how);
-                self.publish_otherwise(&header)?;
-                return Ok(true);
-            }
-        };
+        let done = runs.run(asked, input, output);
+        if done.failure.is_some() {
+            let header = taken.response_otherwise(done);
+            self.publish_otherwise(&header);
+            return Ok(true);
+        }
+        let Done { len, time_ns, .. } = done;
         let small = (len <= CARRIED_MAX).then(|| carried_words(&output[..len]));
-        let header = taken.response(len as u32, time_ns);
-        let carried = small.filter(|_| taken.carries_reply());
-        self.publish(&header, carried)?;
+        let reply = taken.response(len as u32, time_ns);
+        let reply = match small {
+            Some(carried) if taken.carries_reply() => pack(reply, carried),
+            _ => reply,
+        };
+        self.publish(reply);
         Ok(true)
     }
 
     /// The same of what is seldom.
     #[cold]
     #[inline(never)]
-    fn publish_otherwise(&mut self, header: &Header) -> Result<(), Box<LinkError>> {
-        self.publish(header, None)
+    fn publish_otherwise(&mut self, header: &Header) {
+        self.publish(header.words());
+    }
+
+    /// No message was here at the first of so many looks; true if one is here by now.
+    #[inline(never)]
+    fn look_again(&mut self, looks: u32) -> Result<bool, Box<LinkError>> {
+        for _ in 1..looks {
+            self.found_none()?;
+            if self.is_ready() {
+                return Ok(true);
+            }
+        }
+        self.found_none()?;
+        Ok(false)
     }
 
     /// No message is here.
@@ -140,6 +161,9 @@ impl ShmLink {
     #[cold]
     fn ask_if_closed(&mut self) -> Result<(), LinkError> {
         self.look_at_socket()?;
+        if self.inbound.is_marred(self.inbound.next(&self.segment)) {
+            return Err(BadHeader::Reserved.into());
+        }
         // What it posted before it went was there before its socket ended.
         match self.closed && !self.is_ready() {
             true => Err(LinkError::Closed),
@@ -165,9 +189,16 @@ impl ShmLink {
         Ok(())
     }
 
-    /// The ring is full as far as is known: looks at what the peer has taken by now.
+    /// The ring is full as far as is known.
+    #[inline(always)]
+    fn is_full(&self) -> bool {
+        self.posted == self.last
+    }
+
+    /// Then: looks at what the peer has taken by now. There is room, or an error.
     #[cold]
-    fn confirm(&mut self) -> Result<(), LinkError> {
+    #[inline(never)]
+    fn confirm(&mut self) -> Result<(), Box<LinkError>> {
         let lines = self.segment.layout().lines;
         let room = self.segment.taken(&self.outbound).load(Ordering::Acquire).wrapping_add(lines);
         let more = room.wrapping_sub(self.last);
@@ -178,8 +209,8 @@ impl ShmLink {
         }
         self.look_at_socket()?;
         match self.closed {
-            true => Err(LinkError::Closed),
-            false => Err(LinkError::Window { window: self.segment.geometry().window }),
+            true => Err(failed(LinkError::Closed)),
+            false => Err(failed(LinkError::Window { window: self.segment.geometry().window })),
         }
     }
 
@@ -189,69 +220,87 @@ impl ShmLink {
         self.last = self.posted;
     }
 
-    /// Stores a message in the next line, with the payload if that travels there, and wakes the peer if it sleeps.
+    /// Sends a call's request, whose input travels in its line.
     #[inline(always)]
-    fn publish(
+    fn ask_carrying(
         &mut self,
-        header: &Header,
-        carried: Option<CarriedWords>,
+        call: &Expected,
+        input: CarriedWords,
+        time_ns: u64,
     ) -> Result<(), Box<LinkError>> {
-        if self.posted == self.last {
-            self.confirm().map_err(failed)?;
+        if self.is_full() {
+            self.confirm()?;
         }
+        self.publish(pack(call.request_words(time_ns), input));
+        Ok(())
+    }
+
+    /// Sends a message with this payload, which travels in its line if it may.
+    #[inline(always)]
+    fn post_words(&mut self, payload: Block, words: HeaderWords) {
+        if !may_carry(&words, self.slot_blocks) {
+            return self.publish(words);
+        }
+        let room = self.segment.outgoing(self.segment.room(&self.outbound, payload));
+        let carried = carried_words(&room[..payload.capacity as usize]);
+        self.publish(pack(words, carried));
+    }
+
+    /// Stores a message in the next line, for which there is room, and wakes the peer if it sleeps.
+    #[inline(always)]
+    fn publish(&mut self, words: HeaderWords) {
         self.posted = self.posted.wrapping_add(1);
-        self.segment.line(&self.outbound, self.posted).publish(self.posted, header, carried);
+        self.segment.line(&self.outbound, self.posted).publish(self.posted, words);
         // With one message at a time the peer already looks at the next line, and would lose it for nothing.
         if self.inbound.is_pipelined() {
             self.segment.own_line(&self.outbound, self.posted.wrapping_add(LINES_AHEAD));
         }
         if self.holds {
             self.unrung = true;
-            return Ok(());
+        } else {
+            self.ring();
         }
-        self.ring()
     }
 
     /// Wakes the peer, if it sleeps.
     #[inline(always)]
-    fn ring(&mut self) -> Result<(), Box<LinkError>> {
-        match bell::ring(self.segment.sleeping(&self.outbound)) {
-            None => Ok(()),
-            Some(how) => self.wake(how).map_err(failed),
+    fn ring(&mut self) {
+        if let Some(how) = bell::ring(self.segment.sleeping(&self.outbound)) {
+            self.wake(how);
         }
     }
 
     #[cold]
-    fn wake(&mut self, how: Sleep) -> Result<(), LinkError> {
+    #[inline(never)]
+    fn wake(&mut self, how: Sleep) {
         match how {
-            Sleep::Futex => {
-                futex::wake(self.segment.sleeping(&self.outbound));
-                Ok(())
-            }
+            Sleep::Futex => futex::wake(self.segment.sleeping(&self.outbound)),
             Sleep::Socket => self.send_wake_up(),
         }
     }
 
     /// Does so for the posts that were held.
     #[inline(always)]
-    fn ring_if_due(&mut self) -> Result<(), Box<LinkError>> {
-        if !self.unrung {
-            return Ok(());
+    fn ring_if_due(&mut self) {
+        if self.unrung {
+            self.ring_now();
         }
-        self.unrung = false;
-        self.ring()
     }
 
-    fn send_wake_up(&mut self) -> Result<(), LinkError> {
+    #[cold]
+    #[inline(never)]
+    fn ring_now(&mut self) {
+        self.unrung = false;
+        self.ring();
+    }
+
+    /// A peer that is gone is found out by the next poll.
+    fn send_wake_up(&mut self) {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         match send(self.socket.as_raw_fd(), &[1], flags) {
             // A socket without room is readable as it is.
-            Ok(_) | Err(nix::Error::EAGAIN) => Ok(()),
-            Err(nix::Error::EPIPE | nix::Error::ECONNRESET) => {
-                self.close();
-                Err(LinkError::Closed)
-            }
-            Err(error) => Err(system("send a wake-up", error)),
+            Ok(_) | Err(nix::Error::EAGAIN) => {}
+            Err(_) => self.close(),
         }
     }
 }
@@ -271,12 +320,44 @@ impl Link for ShmLink {
     fn post(&mut self, block: Block, header: &Header) -> Result<(), Box<LinkError>> {
         debug_assert_eq!(header.block, block.index(), "the header names another block");
         debug_assert!(header.payload_len <= block.capacity, "the payload exceeds its block");
-        if !may_carry(header, self.slot_blocks) {
-            return self.publish(header, None);
+        if self.is_full() {
+            self.confirm()?;
         }
-        let payload = self.segment.outgoing(self.segment.room(&self.outbound, block));
-        let carried = carried_words(&payload[..header.payload_len as usize]);
-        self.publish(header, Some(carried))
+        self.post_words(Block { capacity: header.payload_len, ..block }, header.words());
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn ask(&mut self, call: &Expected, time_ns: u64) -> Result<(), Box<LinkError>> {
+        if self.is_full() {
+            self.confirm()?;
+        }
+        self.post_words(call.input(), call.request_words(time_ns));
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn ask_with(
+        &mut self,
+        call: &Expected,
+        input: &[u8],
+        time_ns: u64,
+    ) -> Result<(), Box<LinkError>> {
+        debug_assert_eq!(call.input().capacity as usize, input.len(), "another input's length");
+        if input.len() <= CARRIED_MAX && may_carry_input(call, self.slot_blocks) {
+            return self.ask_carrying(call, carried_words(input), time_ns);
+        }
+        self.segment.put(&self.outbound, call.input().payload_offset(), input);
+        if self.is_full() {
+            self.confirm()?;
+        }
+        self.publish(call.request_words(time_ns));
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn carries(&self, call: &Expected) -> bool {
+        call.input().capacity as usize <= CARRIED_MAX && may_carry_input(call, self.slot_blocks)
     }
 
     fn hold(&mut self) {
@@ -285,23 +366,25 @@ impl Link for ShmLink {
 
     fn release(&mut self) -> Result<(), LinkError> {
         self.holds = false;
-        Ok(self.ring_if_due()?)
+        self.ring_if_due();
+        Ok(())
     }
 
     #[inline(always)]
     fn poll(&mut self) -> Result<Option<Arrival>, Box<LinkError>> {
-        self.ring_if_due()?;
+        self.ring_if_due();
         let line = self.inbound.next(&self.segment);
         if !self.inbound.is_in(line) {
             self.found_none()?;
             return Ok(None);
         }
-        let taken = self.inbound.take(&self.segment, line)?;
+        let taken = self.kept.take(line, &self.segment)?;
+        self.inbound.took(&self.segment, taken.slot(), taken.spot());
         Ok(Some(taken.arrival()))
     }
 
     fn incoming(&self, payload: Payload) -> &[u8] {
-        self.inbound.payload(&self.segment, payload)
+        self.kept.payload(&self.segment, payload)
     }
 
     #[inline(always)]
@@ -310,33 +393,39 @@ impl Link for ShmLink {
     }
 
     fn exchange(&mut self, payload: Payload, reply: Block) -> (&mut [u8], &mut [u8]) {
-        self.inbound.exchange(&mut self.segment, payload, &self.outbound, reply)
+        self.kept.exchange(&mut self.segment, payload, reply)
     }
 
     #[inline(always)]
     fn answer(&mut self, expected: &Expected, looks: u32) -> Result<Found<'_>, Box<LinkError>> {
-        self.ring_if_due()?;
-        let mut left = looks;
-        let line = loop {
-            let line = self.inbound.next(&self.segment);
-            if self.inbound.is_in(line) {
-                break line;
-            }
-            self.found_none()?;
-            left = left.saturating_sub(1);
-            if left == 0 {
+        self.ring_if_due();
+        let mut line = self.inbound.next(&self.segment);
+        if !self.inbound.is_in(line) {
+            if !self.look_again(looks)? {
                 return Ok(Found::None);
             }
-        };
-        let taken = self.inbound.take(&self.segment, line)?;
-        Ok(match taken.is(expected) {
-            true => Found::Reply(taken.payload(&self.segment)),
-            false => Found::other(taken.arrival()),
-        })
+            line = self.inbound.next(&self.segment);
+        }
+        let slot = expected.slot();
+        match self.kept.answer(line, &self.segment, expected) {
+            Some(Reply::Placed(spot)) => {
+                self.inbound.took(&self.segment, slot, spot);
+                Ok(Found::Reply(self.segment.incoming(spot)))
+            }
+            Some(Reply::Carried(len)) => {
+                self.inbound.took(&self.segment, slot, Spot::NOTHING);
+                Ok(Found::Reply(self.kept.carried_answer(len)))
+            }
+            None => {
+                let taken = self.kept.take(line, &self.segment)?;
+                self.inbound.took(&self.segment, taken.slot(), taken.spot());
+                Ok(Found::other(taken.arrival()))
+            }
+        }
     }
 
-    fn serve(&mut self, run: Run<'_>) -> Result<bool, Box<LinkError>> {
-        self.serve_with(run)
+    fn serve(&mut self, runs: &mut dyn Runs) -> Result<bool, Box<LinkError>> {
+        self.serve_with(runs)
     }
 
     fn unsent(&self) -> bool {
@@ -344,7 +433,7 @@ impl Link for ShmLink {
     }
 
     fn wait(&mut self, timeout: Duration) -> Result<(), LinkError> {
-        self.ring_if_due()?;
+        self.ring_if_due();
         let end = Instant::now().checked_add(timeout);
         while !self.is_ready() && !self.inbound.ask(&self.segment, Sleep::Futex) {
             // After asking: a peer that leaves from here on rings.
@@ -369,7 +458,7 @@ impl Link for ShmLink {
     }
 
     fn arm(&mut self) -> Result<bool, LinkError> {
-        self.ring_if_due()?;
+        self.ring_if_due();
         // Before asking: the byte of a message that comes after it must stay.
         self.look_at_socket()?;
         Ok(self.closed || self.inbound.ask(&self.segment, Sleep::Socket))
@@ -380,7 +469,7 @@ impl Link for ShmLink {
     }
 
     fn arm_word(&mut self) -> Result<bool, LinkError> {
-        self.ring_if_due()?;
+        self.ring_if_due();
         // A look first: while messages wait, the peer's line of our bell is left alone.
         Ok(self.closed || self.is_ready() || self.inbound.ask(&self.segment, Sleep::Futex))
     }
@@ -390,7 +479,7 @@ impl Drop for ShmLink {
     fn drop(&mut self) {
         // First the end that the peer shall see, then the wake-up to look at it. A peer that went first needs neither.
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
-        let _ = self.ring();
+        self.ring();
     }
 }
 

@@ -117,6 +117,12 @@ pub(super) struct Spot {
 impl Spot {
     /// No byte.
     pub(super) const NOTHING: Self = Self { at: 0, len: 0 };
+
+    /// Bytes.
+    #[inline(always)]
+    pub(super) fn len(self) -> usize {
+        self.len
+    }
 }
 
 impl Segment {
@@ -260,7 +266,7 @@ impl Segment {
         {
             let at = block as usize * BLOCK_ALIGN + HEADER_LEN;
             if at < self.layout.region_bytes {
-                self.prefetch(half, at);
+                self.prefetch(Spot { at: half.region + at, len: 1 });
             }
         }
     }
@@ -278,20 +284,17 @@ impl Segment {
         let _ = line;
     }
 
-    /// Begins to bring the line at this place of a region into the cache.
+    /// Begins to bring the first line of these bytes into the cache.
     #[inline]
-    pub(super) fn prefetch(&self, half: &Half, offset: usize) {
-        debug_assert!(offset < self.layout.region_bytes);
-        let at = half.region + offset;
+    pub(super) fn prefetch(&self, spot: Spot) {
+        debug_assert!(spot.at + spot.len <= self.mapping.len());
         #[cfg(target_arch = "x86_64")]
         {
             use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            let line = self.mapping.base().as_ptr().wrapping_add(at);
+            let line = self.mapping.base().as_ptr().wrapping_add(spot.at);
             // SAFETY: a hint, which faults nowhere.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = at;
     }
 
     /// Where an arrival's payload lies. Panics if that is not inside: callers have checked what peers named.
@@ -325,6 +328,12 @@ impl Segment {
     pub(super) fn outgoing(&mut self, room: Spot) -> &mut [u8] {
         // SAFETY: inside the region, and ours to write until it is posted; `&mut self` is our only access.
         unsafe { &mut *self.bytes(room) }
+    }
+
+    /// Copies what is to be sent to this place of a region. Panics if it does not fit there.
+    #[inline(always)]
+    pub(super) fn put(&mut self, half: &Half, offset: u64, bytes: &[u8]) {
+        self.outgoing(self.spot(half, offset as usize, bytes.len())).copy_from_slice(bytes);
     }
 
     /// An arrival's payload, and the block of its reply in the other direction's region.
