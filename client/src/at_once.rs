@@ -15,6 +15,7 @@ use crate::{
     error::CallError,
     function::Settings,
     lane::{self, Errand, Trip},
+    tune::LOOKS_PER_TRIP,
 };
 use gleaner_fabric::{Expected, Link, LinkError};
 
@@ -130,7 +131,7 @@ impl Calls {
         exchange: &mut impl Exchange,
     ) -> Option<Trip> {
         let (session, lane) = self.turn();
-        if let Some(looks) = self.spin.looks_hot()
+        if let Some(looks) = self.spin.looks_at_once()
             && settings.deadline.is_none()
             && let Some(open) = self.sessions.get_mut(session).and_then(Option::as_mut)
             && open.closing.is_none()
@@ -186,7 +187,7 @@ impl Calls {
 
     /// Gives the call that remains of a trip its record, and sees to what was found instead of its reply.
     fn adopt(&mut self, function: u32, settings: &Settings, keep: Fill<'_>) -> CallKey {
-        self.spin.looked(self.spin.looks());
+        self.spin.looked(LOOKS_PER_TRIP);
         let (session, lane) = self.last;
         let key = self.record(function, settings, None, Listener::Nobody);
         let Some(open) = self.sessions[session].as_mut() else { return key };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use gleaner_fabric::clock::{self, Calibration};
 
-use crate::tune::{LOOKS_PER_CLOCK, SERVICE_PERIOD};
+use crate::tune::{LOOKS_PER_CLOCK, LOOKS_PER_TRIP, SERVICE_PERIOD};
 
 /// The state of one pool's waiting.
 pub(crate) struct Spin {
@@ -79,12 +79,12 @@ impl Spin {
 
     /// How often to look before [`next`](Self::next): once, or as often as the clock is not read anyway.
     pub(crate) fn looks(&self) -> u32 {
-        self.looks_hot().unwrap_or(1)
+        if self.spins { LOOKS_PER_CLOCK - self.looks } else { 1 }
     }
 
-    /// The same for a caller that spins; `None` for one that does not.
-    pub(crate) fn looks_hot(&self) -> Option<u32> {
-        self.spins.then(|| LOOKS_PER_CLOCK - self.looks)
+    /// How often a caller that spins looks for its call's answer before it does anything else; `None` for one that does not spin.
+    pub(crate) fn looks_at_once(&self) -> Option<u32> {
+        self.spins.then_some(LOOKS_PER_TRIP)
     }
 
     /// So many looks found nothing; `next` follows, and counts as the last of them.

@@ -6,6 +6,10 @@ use std::time::Duration;
 pub(crate) const SERVICE_PERIOD: Duration = Duration::from_millis(1);
 /// Looks at a lane between two looks at the clock, while hot; and calls between two, when none of them has to wait.
 pub(crate) const LOOKS_PER_CLOCK: u32 = 32;
+
+/// Looks for the answer of a call whose caller waits on the spot, before the call gets a record: some 2 us. What takes longer has time for
+/// that; a record that is begun when the answer comes would delay it.
+pub(crate) const LOOKS_PER_TRIP: u32 = 256;
 /// Longest sleep of a warm waiter: what no descriptor announces (deadlines aside) is noticed within it.
 pub(crate) const SLEEP_MAX: Duration = Duration::from_millis(100);
 /// Longest sleep on lanes' words, which tell of answers and of a lease's end; then the waiter sleeps in poll(2), since a call that takes

@@ -632,3 +632,32 @@ pub trait Link: Send {
         false
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCK: Block = Block { offset: 1 << 20, capacity: 4096 };
+
+    #[test]
+    fn a_call_says_the_same_in_a_header_and_in_words() {
+        let mut call = Expected::new(7, 3, BLOCK);
+        for (number, len) in [(1, 0), (2, 16), (3, 4096)] {
+            call.set_lengths(len, 100);
+            call.begin(number, 5);
+            let header = call.request(99);
+            assert_eq!(header.words(), call.request_words(99));
+            assert_eq!((header.invocation, header.function, header.payload_len), (number, 5, len));
+            assert_eq!((header.slot, header.epoch, header.reply_capacity), (7, 3, 100));
+            assert_eq!(call, Expected::of(&header));
+        }
+    }
+
+    #[test]
+    fn the_last_generation_is_followed_by_the_first() {
+        let last = Header { generation: u32::MAX, ..Expected::new(7, 3, BLOCK).request(0) };
+        let mut call = Expected::of(&last);
+        call.begin(1, 0);
+        assert_eq!((call.request(0).generation, call.slot()), (1, 7));
+    }
+}

@@ -321,6 +321,7 @@ fn nothing(side: Side) -> Arrival {
 mod tests {
     use std::os::fd::AsFd;
 
+    use gleaner_proto::header::halves;
     use proptest::prelude::*;
 
     use super::*;
@@ -363,6 +364,8 @@ mod tests {
                 1 => words[0] &= !0xFFFF_FFFF,
                 // What stands in a place before its first message.
                 2 => words = [1, 0, words[2], 0, 0, 0, words[6], 1],
+                // If it carries anything, too much.
+                3 => words[0] |= 0x1F << 50,
                 _ => {}
             }
             words
@@ -383,7 +386,77 @@ mod tests {
         }
     }
 
+    /// A call to which the message in these words may be the answer: with what is not so changed in it.
+    fn call(words: &Words, wrong: usize) -> Expected {
+        let slot_blocks = GEOMETRY.slot_bytes / BLOCK_ALIGN as u32;
+        let [first, epoch, invocation, function, payload, ..] = unpack(words, slot_blocks).header;
+        let (len, block) = halves(payload);
+        let arena = (GEOMETRY.arena_offset() / BLOCK_ALIGN as u64) as u32;
+        let header = Header {
+            generation: generation_of(first),
+            slot: slot_of(first),
+            kind: Kind::Request,
+            status: Status::Ok,
+            epoch,
+            invocation,
+            function: function as u32,
+            code: 0,
+            payload_len: 0,
+            block: 0,
+            reply_block: block,
+            reply_capacity: len,
+            time_ns: 0,
+        };
+        Expected::of(&match wrong {
+            0 => Header { generation: header.generation.wrapping_add(1), ..header },
+            1 => Header { slot: header.slot ^ 1, ..header },
+            2 => Header { epoch: epoch ^ 1, ..header },
+            3 => Header { invocation: invocation ^ 1, ..header },
+            4 => Header { reply_block: arena, ..header },
+            5 => Header { reply_capacity: len.saturating_sub(1), ..header },
+            6 => Header { reply_capacity: len.saturating_add(1), ..header },
+            _ => header,
+        })
+    }
+
+    /// Nobody makes other calls: sent, in a slot that there is, with a reply in its own block or the arena.
+    fn is_made(call: &Expected) -> bool {
+        let Block { offset, capacity } = call.block();
+        let is_there = GEOMETRY.block(call.block().index(), capacity).is_some();
+        call.request(0).generation != 0
+            && call.slot() < GEOMETRY.window
+            && is_there
+            && (offset == GEOMETRY.slot(call.slot()).offset || offset >= GEOMETRY.arena_offset())
+    }
+
+    /// The payload of the good answer that a line is to a call.
+    fn answered(line: &Words, call: &Expected) -> Option<(Payload, Option<Vec<u8>>)> {
+        let place = |block: Block| {
+            let (slot, len, offset) = (call.slot(), block.capacity, block.payload_offset());
+            Payload { slot, len, offset }
+        };
+        match Line::of(line).answer(call, GEOMETRY.slot_bytes / BLOCK_ALIGN as u32)? {
+            Answer::Placed(block) => Some((place(block), None)),
+            Answer::Carried(len, words) => {
+                let carried = bytes(words)[..len as usize].to_vec();
+                Some((place(Block { capacity: len, ..call.block() }), Some(carried)))
+            }
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_good_answer_is_what_a_check_anew_says(lines in proptest::collection::vec((words(), 0usize..12), 1..60)) {
+            let calls = lines.iter().map(|(line, wrong)| (line, call(line, *wrong)));
+            for (line, call) in calls.filter(|(_, call)| is_made(call)) {
+                let good = anew(line, Side::Client).filter(|(arrival, _)| {
+                    arrival.header.status == Status::Ok && call.is_of(arrival)
+                });
+                let good = good.map(|(arrival, carried)| (arrival.payload(), carried));
+                prop_assert_eq!(answered(line, &call), good);
+            }
+        }
+
         #[test]
         fn what_is_kept_says_what_a_check_anew_says(lines in proptest::collection::vec(words(), 1..60)) {
             let file = Segment::create(GEOMETRY).unwrap();
