@@ -9,6 +9,8 @@
 //!                 └─ adopt ──▶ Sent ──▶ ...
 //! ```
 
+use gleaner_fabric::{Expected, Link, LinkError};
+
 use crate::{
     calls::{CallKey, Calls, Fill, Place, Read, State},
     ended::Listener,
@@ -17,7 +19,6 @@ use crate::{
     lane::{self, Errand, Trip},
     tune::LOOKS_PER_TRIP,
 };
-use gleaner_fabric::{Expected, Link, LinkError};
 
 #[cfg(doc)]
 use crate::lane::Lane;
@@ -141,7 +142,11 @@ impl Calls {
             self.last = (session, lane);
             self.last_number += 1;
             let errand = Errand { number: self.last_number, function, looks };
-            let trip = at.round_trip(len, settings.reply_capacity, errand, exchange)?;
+            let trip = at.round_trip(len, settings.reply_capacity, errand, exchange);
+            let Some(trip) = trip else {
+                self.not_begun();
+                return None;
+            };
             if trip == Trip::Read {
                 self.spin.answered();
                 self.stats.ok += 1;
@@ -149,6 +154,14 @@ impl Calls {
             return Some(trip);
         }
         None
+    }
+
+    /// The call was not begun: its number is free, and it is still that lane's turn.
+    #[cold]
+    #[inline(never)]
+    fn not_begun(&mut self) {
+        self.last_number -= 1;
+        self.last = self.before(self.last);
     }
 
     /// Goes on with a call that remains, or makes one that does not fit.

@@ -62,6 +62,17 @@ impl Calls {
         (0, if lane + 1 < self.wide() { lane + 1 } else { 0 })
     }
 
+    /// After whom it was the turn of that lane.
+    pub(crate) fn before(&self, (session, lane): (usize, usize)) -> (usize, usize) {
+        match session.checked_sub(1) {
+            Some(session) => (session, lane),
+            None => (
+                self.sessions.len().saturating_sub(1),
+                lane.checked_sub(1).unwrap_or(self.wide().saturating_sub(1)),
+            ),
+        }
+    }
+
     /// Writes a call's input into its slot, and sends it.
     #[inline(always)]
     pub(crate) fn send(&mut self, index: u32, place: Place, fill: Fill<'_>) {

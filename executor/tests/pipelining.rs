@@ -16,7 +16,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
-use gleaner::{CallError, Failure, Full, Pool, Transport, Transports};
+use gleaner::{CallError, Failure, Full, Pool, Transport, Transports, Waiting};
 use gleaner_lease::state::EndReason;
 use gleaner_testkit::wait_until;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -106,6 +106,25 @@ fn ten_thousand_calls_complete_once_each() {
         assert_eq!(pool.stats().ok, CALLS as u64);
         assert!(calls.is_empty() && calls.try_next().is_none() && calls.next().is_none());
     }
+}
+
+#[test]
+fn a_call_that_fits_no_slot_goes_to_the_lane_whose_turn_it_is() {
+    let service = Service::start(&["n1"]);
+    let pool = service
+        .client()
+        .acquire(request().cores(2).arena_bytes(1 << 20).waiting(Waiting::Hot))
+        .unwrap();
+    let spin = pool.function(&functions(), "spin").unwrap();
+    let echo = pool.function(&functions(), "echo").unwrap().reply_capacity(100_000);
+    let large = vec![7; 100_000];
+    assert_eq!(echo.invoke(&large).unwrap(), large, "the function is open on both lanes");
+    assert_eq!(echo.invoke(&large).unwrap(), large);
+    let mut calls = spin.completions_of(1);
+    calls.push(&millis(3000), "slow").unwrap();
+    assert_eq!(echo.invoke(&large).unwrap(), large);
+    assert!(calls.try_next().is_none(), "the slow one is on the other lane");
+    assert_eq!(calls.next().unwrap().0, "slow");
 }
 
 #[test]
