@@ -28,7 +28,7 @@ pub const SESSIONS_MAX: u16 = 64;
 /// Most lanes (worker threads, leased cores) of one lease.
 pub const LANES_MAX: u16 = 1024;
 
-const MAGIC: u64 = u64::from_le_bytes(*b"GLBOARD1");
+const MAGIC: u64 = u64::from_le_bytes(*b"GLBOARD2");
 const NAME: &CStr = c"gleaner-board";
 
 // Words of the head.
