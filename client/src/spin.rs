@@ -89,7 +89,8 @@ impl Spin {
 
     /// So many looks found nothing; `next` follows, and counts as the last of them.
     pub(crate) fn looked(&mut self, looks: u32) {
-        self.looks += looks - 1;
+        // The clock is read at the last of them, however many there were.
+        self.looks = (self.looks + looks).min(LOOKS_PER_CLOCK) - 1;
     }
 
     /// Nothing was found: what now?
@@ -143,5 +144,19 @@ impl Spin {
             let hot_ns = u64::try_from(self.hot.as_nanos()).unwrap_or(u64::MAX);
             self.bounds = (clock.ticks(hot_ns), clock.ticks(SERVICE_PERIOD.as_nanos() as u64));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_trip_s_looks_the_clock_is_read_at_the_next() {
+        let mut spin = Spin::new(Duration::from_secs(1));
+        spin.looked(LOOKS_PER_TRIP);
+        assert_eq!(spin.looks(), 1);
+        spin.next();
+        assert_eq!(spin.looks(), LOOKS_PER_CLOCK);
     }
 }
