@@ -7,7 +7,7 @@ use gleaner_testkit::guest::{Guest, Network, unsupported};
 
 use super::tests::puppet::{DEVICE, PUPPET};
 
-const BOUND: Duration = Duration::from_secs(180);
+const BOUND: Duration = Duration::from_secs(400);
 /// What the client's host runs, and the other one.
 const PLAYS: &str = "rdma::tests::puppet::plays_the_client";
 const SUITE: &str = "rdma::tests::apart::";
