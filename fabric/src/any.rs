@@ -7,7 +7,8 @@ use std::{os::fd::BorrowedFd, sync::atomic::AtomicU32, time::Duration};
 use gleaner_proto::header::Header;
 
 use crate::{
-    link::{Arrival, Block, Expected, Found, Geometry, Link, LinkError, Payload, Runs},
+    call::{Expected, Found, Runs},
+    link::{Arrival, Block, Geometry, Link, LinkError, Payload},
     shm::ShmLink,
 };
 

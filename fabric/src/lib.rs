@@ -13,6 +13,7 @@
 
 pub mod any;
 pub mod arena;
+pub mod call;
 pub mod check;
 pub mod clock;
 #[cfg(any(test, feature = "conformance"))]
@@ -29,8 +30,7 @@ pub mod tune;
 
 pub use any::AnyLink;
 pub use arena::Arena;
+pub use call::{Asked, Done, Expected, Failure, Found, Runs};
 pub use check::Side;
-pub use link::{
-    Arrival, Asked, Block, Done, Expected, Failure, Found, Geometry, Link, LinkError, Payload, Runs,
-};
+pub use link::{Arrival, Block, Geometry, Link, LinkError, Payload};
 pub use shm::{Segment, SegmentError, ShmLink};

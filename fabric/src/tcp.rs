@@ -389,8 +389,8 @@ mod tests {
 
     use super::*;
     use crate::{
+        call::{Expected, response},
         conformance::{HostilePair, Pair},
-        link::{Expected, response},
     };
 
     fn sockets() -> (TcpStream, TcpStream) {

@@ -5,7 +5,10 @@ use std::{thread, time::Instant};
 use gleaner_proto::header::{GUARD_LEN, Header, Status};
 
 use super::{PATIENCE, Pair, SMALL, next, payload, post, request, response};
-use crate::link::{Arrival, Asked, Done, Expected, Failure, Found, Geometry, Link};
+use crate::{
+    call::{Asked, Done, Expected, Failure, Found},
+    link::{Arrival, Geometry, Link},
+};
 
 /// A call is run where it arrives, and its answer is found by who expects it.
 pub fn calls_are_served_in_place(make: impl Fn(Geometry) -> Pair) {

@@ -13,8 +13,9 @@ use super::{
     segment::{Segment, Spot},
 };
 use crate::{
+    call::{Asked, Done, Expected, response},
     check::{self, Side},
-    link::{Arrival, Asked, Block, Done, Expected, Geometry, LinkError, Payload, failed, response},
+    link::{Arrival, Block, Geometry, LinkError, Payload, failed},
 };
 
 /// A place a slot.

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use gleaner_proto::header::{BLOCK_ALIGN, HEADER_LEN, KIND_SHIFT, Kind, Words, halves};
 
-use crate::link::{Block, Expected};
+use crate::{call::Expected, link::Block};
 
 const WORDS: usize = HEADER_LEN / 8;
 const FIRST: usize = 0;
@@ -187,7 +187,7 @@ impl Line {
         let len = more.wrapping_sub(CARRIES).rotate_right(LEN_SHIFT);
         let is_good = len <= CARRIED_MAX as u64
             && len <= u64::from(wanted.capacity)
-            && wanted.index() == own(first, slot_blocks);
+            && wanted.index() == own(expected.slot(), slot_blocks);
         is_good.then(|| Answer::Carried(len as u32, self.carried()))
     }
 
@@ -216,21 +216,21 @@ pub(crate) fn may_carry(words: &Words, slot_blocks: u32) -> bool {
     if len as usize > CARRIED_MAX || code != 0 {
         return false;
     }
-    let own = own(words[FIRST], slot_blocks);
+    let own = own(slot_of(words[FIRST]), slot_blocks);
     block == own && reply_block == own_reply(is_request(words[FIRST]), own)
 }
 
 /// The same of a call's request, whose input is small.
 #[inline(always)]
 pub(crate) fn may_carry_input(call: &Expected, slot_blocks: u32) -> bool {
-    let own = u32::from(call.slot()).wrapping_mul(slot_blocks);
+    let own = own(call.slot(), slot_blocks);
     call.input().index() == own && call.block().index() == own
 }
 
-/// The block of the slot that a first word names.
+/// A slot's own block. Slots are so many blocks apart.
 #[inline(always)]
-fn own(first: u64, slot_blocks: u32) -> u32 {
-    u32::from(slot_of(first)).wrapping_mul(slot_blocks)
+fn own(slot: u16, slot_blocks: u32) -> u32 {
+    u32::from(slot).wrapping_mul(slot_blocks)
 }
 
 #[inline(always)]
@@ -270,7 +270,7 @@ pub(crate) fn unpack(words: &Words, slot_blocks: u32) -> Snapshot {
 fn uncarry(words: &mut Words, slot_blocks: u32) {
     let len = words[FIRST] >> LEN_SHIFT & LEN_MASK;
     words[FIRST] &= !(CARRIES | LEN_MASK << LEN_SHIFT);
-    let own = own(words[FIRST], slot_blocks);
+    let own = own(slot_of(words[FIRST]), slot_blocks);
     let request = is_request(words[FIRST]);
     let capacity = words[FUNCTION] & !0xFFFF_FFFF;
     words[FUNCTION] &= 0xFFFF_FFFF;

@@ -32,17 +32,16 @@ use gleaner_proto::header::{BLOCK_ALIGN, BadHeader, Header, Words as HeaderWords
 use inbound::Inbound;
 use kept::{Kept, Reply};
 pub use layout::{Direction, Half, Layout};
-use line::{CARRIED_MAX, CarriedWords, carried_words, may_carry, may_carry_input, pack};
+use line::{CARRIED_MAX, carried_words, may_carry, may_carry_input, pack};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use segment::Spot;
 pub use segment::{Segment, SegmentError};
 
 use crate::{
+    call::{Done, Expected, Found, Runs},
     check::Side,
     futex::{self, Words},
-    link::{
-        Arrival, Block, Done, Expected, Found, Geometry, Link, LinkError, Payload, Runs, failed,
-    },
+    link::{Arrival, Block, Geometry, Link, LinkError, Payload, failed},
     tune::{DRAIN_ROUNDS, FUTEX_SLICE, LINES_AHEAD},
 };
 
@@ -195,7 +194,16 @@ impl ShmLink {
         self.posted == self.last
     }
 
-    /// Then: looks at what the peer has taken by now. There is room, or an error.
+    /// There is room for a message, or an error.
+    #[inline(always)]
+    fn make_room(&mut self) -> Result<(), Box<LinkError>> {
+        match self.is_full() {
+            true => self.confirm(),
+            false => Ok(()),
+        }
+    }
+
+    /// The ring is full: looks at what the peer has taken by now.
     #[cold]
     #[inline(never)]
     fn confirm(&mut self) -> Result<(), Box<LinkError>> {
@@ -218,21 +226,6 @@ impl ShmLink {
     fn close(&mut self) {
         self.closed = true;
         self.last = self.posted;
-    }
-
-    /// Sends a call's request, whose input travels in its line.
-    #[inline(always)]
-    fn ask_carrying(
-        &mut self,
-        call: &Expected,
-        input: CarriedWords,
-        time_ns: u64,
-    ) -> Result<(), Box<LinkError>> {
-        if self.is_full() {
-            self.confirm()?;
-        }
-        self.publish(pack(call.request_words(time_ns), input));
-        Ok(())
     }
 
     /// Sends a message with this payload, which travels in its line if it may.
@@ -320,18 +313,14 @@ impl Link for ShmLink {
     fn post(&mut self, block: Block, header: &Header) -> Result<(), Box<LinkError>> {
         debug_assert_eq!(header.block, block.index(), "the header names another block");
         debug_assert!(header.payload_len <= block.capacity, "the payload exceeds its block");
-        if self.is_full() {
-            self.confirm()?;
-        }
+        self.make_room()?;
         self.post_words(Block { capacity: header.payload_len, ..block }, header.words());
         Ok(())
     }
 
     #[inline(always)]
     fn ask(&mut self, call: &Expected, time_ns: u64) -> Result<(), Box<LinkError>> {
-        if self.is_full() {
-            self.confirm()?;
-        }
+        self.make_room()?;
         self.post_words(call.input(), call.request_words(time_ns));
         Ok(())
     }
@@ -345,12 +334,13 @@ impl Link for ShmLink {
     ) -> Result<(), Box<LinkError>> {
         debug_assert_eq!(call.input().capacity as usize, input.len(), "another input's length");
         if input.len() <= CARRIED_MAX && may_carry_input(call, self.slot_blocks) {
-            return self.ask_carrying(call, carried_words(input), time_ns);
+            let carried = carried_words(input);
+            self.make_room()?;
+            self.publish(pack(call.request_words(time_ns), carried));
+            return Ok(());
         }
         self.segment.put(&self.outbound, call.input().payload_offset(), input);
-        if self.is_full() {
-            self.confirm()?;
-        }
+        self.make_room()?;
         self.publish(call.request_words(time_ns));
         Ok(())
     }
