@@ -132,7 +132,7 @@ impl Calls {
         exchange: &mut impl Exchange,
     ) -> Option<Trip> {
         let (session, lane) = self.turn();
-        if let Some(looks) = self.spin.looks_at_once()
+        if !self.spin.is_warm()
             && settings.deadline.is_none()
             && let Some(open) = self.sessions.get_mut(session).and_then(Option::as_mut)
             && open.closing.is_none()
@@ -141,7 +141,7 @@ impl Calls {
         {
             self.last = (session, lane);
             self.last_number += 1;
-            let errand = Errand { number: self.last_number, function, looks };
+            let errand = Errand { number: self.last_number, function, looks: LOOKS_PER_TRIP };
             let trip = at.round_trip(len, settings.reply_capacity, errand, exchange);
             let Some(trip) = trip else {
                 self.not_begun();
@@ -200,7 +200,7 @@ impl Calls {
 
     /// Gives the call that remains of a trip its record, and sees to what was found instead of its reply.
     fn adopt(&mut self, function: u32, settings: &Settings, keep: Fill<'_>) -> CallKey {
-        self.spin.looked(LOOKS_PER_TRIP);
+        self.spin.looked_often();
         let (session, lane) = self.last;
         let key = self.record(function, settings, None, Listener::Nobody);
         let Some(open) = self.sessions[session].as_mut() else { return key };

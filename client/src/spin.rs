@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use gleaner_fabric::clock::{self, Calibration};
 
-use crate::tune::{LOOKS_PER_CLOCK, LOOKS_PER_TRIP, SERVICE_PERIOD};
+use crate::tune::{LOOKS_PER_CLOCK, SERVICE_PERIOD};
 
 /// The state of one pool's waiting.
 pub(crate) struct Spin {
@@ -82,15 +82,14 @@ impl Spin {
         if self.spins { LOOKS_PER_CLOCK - self.looks } else { 1 }
     }
 
-    /// How often a caller that spins looks for its call's answer before it does anything else; `None` for one that does not spin.
-    pub(crate) fn looks_at_once(&self) -> Option<u32> {
-        self.spins.then_some(LOOKS_PER_TRIP)
-    }
-
     /// So many looks found nothing; `next` follows, and counts as the last of them.
     pub(crate) fn looked(&mut self, looks: u32) {
-        // The clock is read at the last of them, however many there were.
-        self.looks = (self.looks + looks).min(LOOKS_PER_CLOCK) - 1;
+        self.looks += looks - 1;
+    }
+
+    /// As many as there may be between two looks at the clock, or more.
+    pub(crate) fn looked_often(&mut self) {
+        self.looks = LOOKS_PER_CLOCK - 1;
     }
 
     /// Nothing was found: what now?
@@ -152,9 +151,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn after_a_trip_s_looks_the_clock_is_read_at_the_next() {
+    fn after_many_looks_the_clock_is_read_at_the_next() {
         let mut spin = Spin::new(Duration::from_secs(1));
-        spin.looked(LOOKS_PER_TRIP);
+        spin.looked_often();
         assert_eq!(spin.looks(), 1);
         spin.next();
         assert_eq!(spin.looks(), LOOKS_PER_CLOCK);

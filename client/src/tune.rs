@@ -7,8 +7,9 @@ pub(crate) const SERVICE_PERIOD: Duration = Duration::from_millis(1);
 /// Looks at a lane between two looks at the clock, while hot; and calls between two, when none of them has to wait.
 pub(crate) const LOOKS_PER_CLOCK: u32 = 32;
 
-/// Looks for the answer of a call whose caller waits on the spot, before the call gets a record: some 2 us. What takes longer has time for
-/// that; a record that is begun when the answer comes would delay it.
+/// Looks into shared memory for the answer of a call whose caller waits on the spot, before the call gets a record: what takes longer has
+/// time for that, and a record that is begun just when the answer comes would delay it. Over other links, where a look may be a
+/// system call, [`LOOKS_PER_CLOCK`] is enough.
 pub(crate) const LOOKS_PER_TRIP: u32 = 256;
 /// Longest sleep of a warm waiter: what no descriptor announces (deadlines aside) is noticed within it.
 pub(crate) const SLEEP_MAX: Duration = Duration::from_millis(100);

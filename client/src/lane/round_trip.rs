@@ -3,14 +3,14 @@
 use gleaner_fabric::{AnyLink, Arrival, Found, Link, LinkError};
 
 use super::{Answer, Lane, LaneError, Slot, Stage, broken, input, judge};
-use crate::{at_once::Exchange, calls::Fill};
+use crate::{at_once::Exchange, calls::Fill, tune::LOOKS_PER_CLOCK};
 
 /// A call to be made in the slot that is next.
 #[derive(Clone, Copy)]
 pub(crate) struct Errand {
     pub(crate) number: u64,
     pub(crate) function: u32,
-    /// How often to look for the answer.
+    /// How often to look for the answer in shared memory; over other links at most.
     pub(crate) looks: u32,
 }
 
@@ -51,7 +51,9 @@ impl Lane {
         slot.expected.begin(number, function);
         Some(match &mut self.link {
             AnyLink::Shm(link) => run(&mut **link, slot, &mut self.odd, looks, exchange),
-            AnyLink::Other(link) => run_other(&mut **link, slot, &mut self.odd, looks, exchange),
+            AnyLink::Other(link) => {
+                run_other(&mut **link, slot, &mut self.odd, looks.min(LOOKS_PER_CLOCK), exchange)
+            }
         })
     }
 
