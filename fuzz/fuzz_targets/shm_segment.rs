@@ -12,7 +12,7 @@ use std::{
 };
 
 use gleaner_fabric::{
-    Geometry, Link, LinkError, Segment, ShmLink, Side,
+    Asked, Done, Expected, Found, Geometry, Link, LinkError, Segment, ShmLink, Side,
     shm::{Direction, Layout},
 };
 use gleaner_proto::header::{GUARD_LEN, HEADER_LEN, Header, Status};
@@ -37,6 +37,14 @@ enum Step {
         slot: u8,
         len: u8,
     },
+    /// The good answer to a call as a line, less one byte that is another; and the look for it.
+    Answer {
+        number: u8,
+        slot: u8,
+        at: u8,
+        byte: u8,
+    },
+    Serve,
     Arm,
     Wait,
 }
@@ -68,6 +76,28 @@ fn run(link: &mut ShmLink, peer: &File, layout: &Layout, side: Side, step: Step)
         }
         Step::Poll => look(link),
         Step::Post { slot, len } => post(link, side, u16::from(slot) % GEOMETRY.window, len),
+        Step::Answer { number, slot, at, byte } if side == Side::Client => {
+            let slot = u16::from(slot) % GEOMETRY.window;
+            let mut call = Expected::new(slot, 1, GEOMETRY.slot(slot));
+            call.begin(1, 0);
+            let header = Header { kind: side.takes(), payload_len: 100, ..call.request(0) };
+            let mut bytes = header.encode();
+            bytes[56] = number;
+            bytes[usize::from(at) % HEADER_LEN] ^= byte;
+            write(layout.half(Direction::Responses).line(number.into()), &bytes);
+            if let Ok(Found::Reply(reply)) = link.answer(&call, 1) {
+                assert!(reply.len() <= call.block().capacity as usize);
+            }
+        }
+        Step::Serve if side == Side::Worker => {
+            let run = &mut |_: Asked, input: &mut [u8], output: &mut [u8]| {
+                output.fill(1);
+                Done::well(input.len().min(output.len() - GUARD_LEN), 0)
+            };
+            // What the peer has written closes the link, or not.
+            let _ = link.serve(run);
+        }
+        Step::Answer { .. } | Step::Serve => {}
         Step::Arm => {
             link.arm().expect("the peer's socket is open");
         }
