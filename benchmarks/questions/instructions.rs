@@ -13,7 +13,6 @@ use std::{
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     thread,
-    time::Duration,
 };
 
 use anyhow::{Result, bail};
@@ -25,8 +24,8 @@ use gleaner_benchmarks::{
     figure::Detailed,
     raw::Raw,
     stage::Trips,
-    stepped::{self, Counted},
-    steps::{self, Trip},
+    stepped::{self, Over},
+    steps,
 };
 use gleaner_config::Config;
 use gleaner_testkit::service::Programs;
@@ -78,45 +77,12 @@ fn ask(arguments: &Arguments) -> Result<()> {
 fn ask_memory(stage: &Stage, arguments: &Arguments, outcome: &mut Outcome) -> Result<()> {
     for payload in PAYLOADS {
         let trips = arguments.pick(STEPPED_TRIPS, 10);
-        let ours = stepped::count_calls(stage, payload, trips)?;
-        let raw = stepped::count_raw(payload, trips)?;
-        let compared = Compared::once(sample(&ours)?, sample(&raw)?);
-        let added = ours.middle(Trip::both).saturating_sub(raw.middle(Trip::both));
-        let ([client, worker], [caller, peer]) = (ends(&ours), ends(&raw));
-        let figure = Detailed::beside(
-            format!("instructions a shm call, both ends, {payload} B"),
-            Raw::Shm.name(),
-            &compared,
-        );
-        let mut figure = figure.counted("instructions").note(format!(
-            "{added} more than the raw loop; client {client} and worker {worker}, raw {caller} and {peer}"
-        ));
-        for (end, functions) in ["client", "worker"].into_iter().zip(&ours.functions) {
-            figure = figure.note(format!("{end}: {}", listed(functions)));
-        }
-        outcome.push(figure.judged(&format!("≤ baseline + {GOAL}"), added <= GOAL));
+        let ours = stepped::count_calls(stage, Over::Memory, payload, trips)?;
+        let raw = stepped::count_raw(Over::Memory, payload, trips)?;
+        let name = format!("instructions a shm call, both ends, {payload} B");
+        outcome.push(ours.beside(&raw, Raw::Shm, name, GOAL)?);
     }
     Ok(())
-}
-
-fn sample(counted: &Counted) -> Result<Sample> {
-    let mut sample = Sample::new()?;
-    for trip in &counted.trips {
-        sample.record(Duration::from_nanos(trip.both()));
-    }
-    Ok(sample)
-}
-
-fn ends(counted: &Counted) -> [u64; 2] {
-    [counted.middle(|trip| trip.client), counted.middle(|trip| trip.worker)]
-}
-
-/// The functions that count, and the rest in one number.
-fn listed(functions: &[(String, u64)]) -> String {
-    let (large, small): (Vec<_>, Vec<_>) = functions.iter().partition(|(_, count)| *count >= 10);
-    let named = large.iter().map(|(name, count)| format!("`{name}` {count}"));
-    let rest: u64 = small.iter().map(|(_, count)| count).sum();
-    format!("{}, smaller ones {rest}", named.collect::<Vec<_>>().join(", "))
 }
 
 /// The client's end over TCP.

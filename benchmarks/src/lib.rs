@@ -33,6 +33,7 @@ pub mod reference;
 pub mod report;
 pub mod rounds;
 pub mod several;
+pub mod shares;
 pub mod stage;
 pub mod stepped;
 pub mod steps;

@@ -1,11 +1,13 @@
-//! Round trips over shared memory that are counted by stepping: the programs that make them, and where their messages lie.
+//! Round trips that are counted by stepping: the programs that make them, and where their messages lie in shared memory.
 //!
 //! A caller is this program again, started with [`STEPPED`]: it calls without a pause until it is killed. Gleaner's and the
 //! baseline's do the same beside it: change a byte of the input, compare the reply.
 
 use std::{
+    io::{Read, Write},
+    os::fd::AsFd,
     path::Path,
-    process::{Child, Command},
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -17,23 +19,29 @@ use gleaner_fabric::{
     shm::{Direction, Layout},
 };
 use gleaner_proto::header::HEADER_LEN;
-use gleaner_testkit::{poll_until, service::Programs};
+use gleaner_testkit::service::Programs;
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 
 use crate::{
     Stage,
     blocks::Blocks,
-    raw::{self, Load, Transport as _},
-    steps::{LockStep, Places, Trip, mapped, posted, threads},
+    raw::{self, Load},
+    shares::Counted,
+    steps::{LockStep, Places, Trip, mapped, only_child, threads},
 };
 
-/// The first word of a caller's command line.
-pub const STEPPED: &str = "stepped";
+/// The first word of a caller's command line; and the second, if it is the baseline's.
+const STEPPED: &str = "stepped";
+const RAW: &str = "raw";
 /// How long a caller may take to begin.
 const BOUND: Duration = Duration::from_secs(30);
 /// How long a lease lasts.
 const LEASE: Duration = Duration::from_secs(600);
 /// Messages before the first that is counted: memory is filled in, and functions are opened.
-const WARM_UP: u32 = 1000;
+const WARM_UP: u64 = 1000;
 /// Trips in lock step before the first that is counted: the first of all begins in its middle.
 const SETTLE: usize = 4;
 /// What the calls' lane is.
@@ -41,28 +49,48 @@ const GEOMETRY: Geometry = Geometry { window: 16, slot_bytes: 8 << 10, arena_byt
 /// Where a line of the link's ring holds its number.
 const NUMBER_AT: u64 = HEADER_LEN as u64 - 8;
 
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    /// Calls over shared memory, and cache lines alone.
+    Memory,
+    /// Calls over RDMA, and verbs alone.
+    Verbs,
+}
+
+impl Over {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Verbs => "verbs",
+        }
+    }
+
+    fn named(name: &str) -> Result<Self> {
+        let known = [Self::Memory, Self::Verbs].into_iter().find(|over| over.name() == name);
+        known.context("a caller is not started by hand")
+    }
+}
+
 /// A caller's process. Dropped: killed.
 struct Caller(Child);
 
 impl Caller {
+    /// Returns once it calls.
     fn start(words: &[&str]) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg(STEPPED).args(words);
-        Ok(Self(command.spawn().context("start a caller")?))
+        command.arg(STEPPED).args(words).stdout(Stdio::piped());
+        let mut caller = Self(command.spawn().context("start a caller")?);
+        let mut says = caller.0.stdout.take().context("the caller's output")?;
+        let bound = PollTimeout::try_from(BOUND)?;
+        poll(&mut [PollFd::new(says.as_fd(), PollFlags::POLLIN)], bound)?;
+        fcntl(&says, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        says.read_exact(&mut [0]).context("a caller does not begin")?;
+        Ok(caller)
     }
 
     fn pid(&self) -> i32 {
         self.0.id() as i32
-    }
-
-    /// Waits until it calls; returns where it has mapped the memory file.
-    fn calling(&self, file: &str, requests: impl Fn(u64) -> Places) -> Result<u64> {
-        let calls = || {
-            let places = requests(mapped(self.pid(), file).ok()?);
-            posted(self.pid(), places).ok().filter(|number| *number > WARM_UP)
-        };
-        ensure!(poll_until(BOUND, || calls().is_some()), "a caller does not begin");
-        mapped(self.pid(), file)
     }
 }
 
@@ -77,18 +105,23 @@ impl Drop for Caller {
 pub fn play_caller() -> Result<bool> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [STEPPED, "raw", payload] => call_raw(payload.parse()?)?,
-        [STEPPED, config, payload] => call(Path::new(config), payload.parse()?)?,
+        [STEPPED, RAW, over, payload] => call_raw(Over::named(over)?, payload.parse()?)?,
+        [STEPPED, config, over, payload] => {
+            call(Path::new(config), Over::named(over)?, payload.parse()?)?;
+        }
         _ => return Ok(false),
     }
     Ok(true)
 }
 
-fn call(config: &Path, payload: usize) -> Result<()> {
+fn call(config: &Path, over: Over, payload: usize) -> Result<()> {
     let config = Config::load(config)?.config;
     let client = Client::connect(Options::from(&config))?;
     let Geometry { window, slot_bytes, arena_bytes } = GEOMETRY;
-    let over = Transports::Only(Transport::Shm);
+    let over = match over {
+        Over::Memory => Transports::Only(Transport::Shm),
+        Over::Verbs => Transports::Only(Transport::Rdma),
+    };
     // For longer than stepping takes: it renews when it is on its way, which is slow then.
     let request = Request::new().waiting(Waiting::Hot).transport(over).ttl(LEASE);
     let request = request.window(window).slot_bytes(slot_bytes).arena_bytes(arena_bytes);
@@ -101,82 +134,83 @@ fn call(config: &Path, payload: usize) -> Result<()> {
     })
 }
 
-fn call_raw(payload: usize) -> Result<()> {
+fn call_raw(over: Over, payload: usize) -> Result<()> {
     let cpus = std::thread::available_parallelism()?.get();
-    let mut end = raw::spinning(Load::echo(payload, cpus - 1))?;
+    let load = Load::echo(payload, cpus - 1);
+    match over {
+        Over::Memory => call_over(raw::spinning(load)?, payload),
+        Over::Verbs => call_over(raw::polled(load)?, payload),
+    }
+}
+
+fn call_over(mut end: impl raw::Transport, payload: usize) -> Result<()> {
     again_and_again(payload, |input, output| {
         end.send(input)?;
         end.receive(output)
     })
 }
 
+/// Says so after some calls.
 fn again_and_again(
     payload: usize,
     mut echo: impl FnMut(&[u8], &mut [u8]) -> Result<()>,
 ) -> Result<()> {
     let (mut input, mut output) = (vec![7u8; payload], vec![0; payload]);
-    loop {
+    let mut once = || -> Result<()> {
         input[0] = input[0].wrapping_add(1);
         echo(&input, &mut output)?;
         ensure!(input == output, "the echo is not what was sent");
-    }
-}
-
-/// What was counted.
-pub struct Counted {
-    /// Each round trip.
-    pub trips: Vec<Trip>,
-    /// The functions of a usual trip, the most first: the client's and the worker's.
-    pub functions: [Vec<(String, u64)>; 2],
-}
-
-impl Counted {
-    /// The middle of all trips: what is done once in many calls is not in it.
-    pub fn middle(&self, of: impl Fn(Trip) -> u64) -> u64 {
-        let mut counts: Vec<u64> = self.trips.iter().map(|trip| of(*trip)).collect();
-        counts.sort_unstable();
-        counts.get(counts.len() / 2).copied().unwrap_or(0)
+        Ok(())
+    };
+    (0..WARM_UP).try_for_each(|_| once())?;
+    std::io::stdout().write_all(b".")?;
+    std::io::stdout().flush()?;
+    loop {
+        once()?;
     }
 }
 
 /// Round trips of calls, both ends as they run for everybody: the library, and the worker in its sandbox.
-pub fn count_calls(stage: &Stage, payload: usize, trips: usize) -> Result<Counted> {
+pub fn count_calls(stage: &Stage, over: Over, payload: usize, trips: usize) -> Result<Counted> {
     let config = stage.service.config_path().display().to_string();
-    let caller = Caller::start(&[&config, &payload.to_string()])?;
+    let caller = Caller::start(&[&config, over.name(), &payload.to_string()])?;
+    let worker = stage.only_worker()?;
+    let lane = threads(worker)?.into_iter().find(|(name, _)| name == "lane-0");
+    let (_, lane) = lane.context("the worker has no lane")?;
+    let pids = [caller.pid(), worker];
+    if over == Over::Verbs {
+        return count(LockStep::over_device(caller.pid(), lane)?, pids, trips);
+    }
+    let base = mapped(caller.pid(), "gleaner-link")?;
     let layout = Layout::new(GEOMETRY)?;
-    let places = |base: u64, direction| Places {
+    let places = |direction| Places {
         first: base + layout.half(direction).line(0) as u64 + NUMBER_AT,
         stride: HEADER_LEN as u64,
         count: layout.lines,
     };
-    let base = caller.calling("gleaner-link", |base| places(base, Direction::Requests))?;
-    let worker = stage.only_worker()?;
-    let lane = threads(worker)?.into_iter().find(|(name, _)| name == "lane-0");
-    let (_, lane) = lane.context("the worker has no lane")?;
-    let client = (caller.pid(), places(base, Direction::Requests));
-    let at_worker = (lane, places(base, Direction::Responses));
-    count([caller.pid(), worker], client, at_worker, trips)
+    let client = (caller.pid(), places(Direction::Requests));
+    let at_worker = (lane, places(Direction::Responses));
+    count(LockStep::over_memory(caller.pid(), client, at_worker)?, pids, trips)
 }
 
 /// Round trips of the baseline.
-pub fn count_raw(payload: usize, trips: usize) -> Result<Counted> {
-    let caller = Caller::start(&["raw", &payload.to_string()])?;
+pub fn count_raw(over: Over, payload: usize, trips: usize) -> Result<Counted> {
+    let caller = Caller::start(&[RAW, over.name(), &payload.to_string()])?;
+    if over == Over::Verbs {
+        let pids = [caller.pid(), only_child(caller.pid())?];
+        return count(LockStep::over_device(pids[0], pids[1])?, pids, trips);
+    }
     let stride = raw::stride(Load::echo(payload, 0)) as u64;
+    let base = mapped(caller.pid(), "baseline")?;
     let places = |first: u64| Places { first, stride, count: 1 };
-    let base = caller.calling("baseline", places)?;
     let peer = threads(caller.pid())?.into_iter().find(|(_, thread)| *thread != caller.pid());
     let (_, peer) = peer.context("the baseline has no peer")?;
-    let pids = [caller.pid(); 2];
-    count(pids, (caller.pid(), places(base)), (peer, places(base + stride)), trips)
+    let (client, worker) = ((caller.pid(), places(base)), (peer, places(base + stride)));
+    count(LockStep::over_memory(caller.pid(), client, worker)?, [caller.pid(); 2], trips)
 }
 
-fn count(
-    pids: [i32; 2],
-    client: (i32, Places),
-    worker: (i32, Places),
-    trips: usize,
-) -> Result<Counted> {
-    let mut step = LockStep::begin(pids[0], client, worker)?;
+/// The processes are the client's and the worker's, whose functions are named.
+fn count(mut step: LockStep, pids: [i32; 2], trips: usize) -> Result<Counted> {
     for _ in 0..SETTLE {
         step.trip(|_, _| {})?;
     }

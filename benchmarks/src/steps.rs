@@ -1,6 +1,8 @@
 //! Counting instructions by stepping: two threads that answer each other are let run by turns, one instruction at a time, each
 //! until it has posted its next message. So each finds the other's message at its first look, and no spinning is counted: what
 //! an end takes from one of its messages to its next is its share of a round trip, from taking a message to asking for the next.
+//! A message is posted once its number lies in shared memory; or, with a device, once the device has been told by a system call, as
+//! Soft-RoCE is.
 //!
 //! Works on processes as they are, whatever their sandbox admits. An instruction that repeats itself counts once, as the
 //! processor counts it.
@@ -10,6 +12,8 @@
 use std::{
     fs::{self, File},
     os::unix::fs::FileExt,
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -19,13 +23,20 @@ use nix::{
     unistd::Pid,
 };
 
-/// Where a stopped thread's registers hold the address of its next instruction.
+/// Where a stopped thread's registers hold the address of its next instruction, and the number of a system call.
 #[cfg(target_arch = "x86_64")]
-const PROGRAM_COUNTER: Option<usize> = Some(std::mem::offset_of!(libc::user_regs_struct, rip));
+const REGISTERS: Option<(usize, usize)> = Some((
+    std::mem::offset_of!(libc::user_regs_struct, rip),
+    std::mem::offset_of!(libc::user_regs_struct, rax),
+));
 #[cfg(not(target_arch = "x86_64"))]
-const PROGRAM_COUNTER: Option<usize> = None;
+const REGISTERS: Option<(usize, usize)> = None;
 /// More than any end takes for one message.
 const STEPS_MAX: u64 = 1_000_000;
+/// Longer than a message takes through a device.
+const ON_ITS_WAY: Duration = Duration::from_millis(1);
+/// A system call, as the processor reads it.
+const SYSCALL: i64 = 0x050f;
 
 /// The places in which one end's messages leave their numbers: each is the address of a word, which holds the message's number
 /// once it is posted. Numbers begin with 1.
@@ -39,23 +50,30 @@ pub struct Places {
     pub count: u32,
 }
 
-/// One of the two ends: a thread, and where it posts.
+/// One of the two ends: a thread, and how one sees that it has posted.
 struct End {
     thread: Thread,
-    places: Places,
-    posted: u32,
+    posts: Posts,
+}
+
+enum Posts {
+    /// Its messages leave their numbers; this many have.
+    Numbers(Places, u32),
+    /// It writes to its device.
+    ToDevice,
 }
 
 /// Two threads in lock step. Dropped: they run again.
 pub struct LockStep {
     client: End,
     worker: End,
-    memory: File,
+    /// Where messages leave their numbers.
+    memory: Option<File>,
 }
 
 /// Whether threads can be stepped on this kind of processor.
 pub fn are_counted_here() -> bool {
-    PROGRAM_COUNTER.is_some()
+    REGISTERS.is_some()
 }
 
 /// What each end took for one round trip.
@@ -75,38 +93,47 @@ impl Trip {
 }
 
 impl LockStep {
-    /// Stops two threads that call each other without a pause, and brings them in step. The memory is read in process `pid`,
-    /// by whose addresses the places go.
-    pub fn begin(pid: i32, client: (i32, Places), worker: (i32, Places)) -> Result<Self> {
+    /// Stops two threads that call each other over shared memory without a pause, and brings them in step. The memory is read in
+    /// process `pid`, by whose addresses the places go.
+    pub fn over_memory(pid: i32, client: (i32, Places), worker: (i32, Places)) -> Result<Self> {
         let memory = memory(pid)?;
         // Both at once, or a hot end that looks in vain falls asleep.
         let threads = (Thread::seize(client.0)?, Thread::seize(worker.0)?);
-        let end = |thread, places| Ok(End { thread, places, posted: latest(&memory, places)? });
-        let (client, worker): (Result<_>, Result<_>) =
-            (end(threads.0, client.1), end(threads.1, worker.1));
-        let mut both = Self { client: client?, worker: worker?, memory };
-        if both.client.posted != both.worker.posted {
-            both.worker.post(&both.memory, &mut |_| {})?;
+        let posted = (latest(&memory, client.1)?, latest(&memory, worker.1)?);
+        let end = |thread, places, posted| End { thread, posts: Posts::Numbers(places, posted) };
+        let client = end(threads.0, client.1, posted.0);
+        let mut worker = end(threads.1, worker.1, posted.1);
+        if posted.0 != posted.1 {
+            worker.post(Some(&memory), &mut |_| {})?;
+            ensure!(posted.0 == posted.1.wrapping_add(1), "more than one message is under way");
         }
-        ensure!(both.client.posted == both.worker.posted, "more than one message is under way");
-        Ok(both)
+        Ok(Self { client, worker, memory: Some(memory) })
+    }
+
+    /// The same of two threads that call each other over a device. It begins in the middle of a trip.
+    pub fn over_device(client: i32, worker: i32) -> Result<Self> {
+        let client = Thread::seize(client)?;
+        // The other answers what is under way.
+        thread::sleep(ON_ITS_WAY);
+        let worker = Thread::seize(worker)?;
+        let end = |thread| End { thread, posts: Posts::ToDevice };
+        Ok(Self { client: end(client), worker: end(worker), memory: None })
     }
 
     /// One round trip. `see` is told each instruction's address, and whether it is the client's.
     pub fn trip(&mut self, mut see: impl FnMut(bool, u64)) -> Result<Trip> {
-        let client = self.client.post(&self.memory, &mut |at| see(true, at))?;
-        let worker = self.worker.post(&self.memory, &mut |at| see(false, at))?;
+        let memory = self.memory.as_ref();
+        let client = self.client.post(memory, &mut |at| see(true, at))?;
+        let worker = self.worker.post(memory, &mut |at| see(false, at))?;
         Ok(Trip { client, worker })
     }
 }
 
 impl End {
     /// Runs until the next message is posted; returns the instructions that this took.
-    fn post(&mut self, memory: &File, see: &mut dyn FnMut(u64)) -> Result<u64> {
-        let next = self.posted.wrapping_add(1);
-        let place = self.places.of(next);
+    fn post(&mut self, memory: Option<&File>, see: &mut dyn FnMut(u64)) -> Result<u64> {
         let (mut steps, mut last) = (0, 0);
-        while word(memory, place)? != next {
+        loop {
             let at = self.thread.at()?;
             if at != last {
                 see(at);
@@ -114,10 +141,29 @@ impl End {
             }
             last = at;
             ensure!(steps < STEPS_MAX, "thread {} posts nothing", self.thread.id);
+            let tells_device = matches!(self.posts, Posts::ToDevice) && self.thread.writes(at)?;
             self.thread.step()?;
+            if tells_device || self.has_numbered(memory)? {
+                break;
+            }
         }
-        self.posted = next;
+        if matches!(self.posts, Posts::ToDevice) {
+            thread::sleep(ON_ITS_WAY);
+        }
         Ok(steps)
+    }
+
+    /// Whether the next message has left its number.
+    fn has_numbered(&mut self, memory: Option<&File>) -> Result<bool> {
+        let (Posts::Numbers(places, posted), Some(memory)) = (&mut self.posts, memory) else {
+            return Ok(false);
+        };
+        let next = posted.wrapping_add(1);
+        let has = word(memory, places.of(next))? == next;
+        if has {
+            *posted = next;
+        }
+        Ok(has)
     }
 }
 
@@ -173,9 +219,19 @@ impl Thread {
 
     /// The address of its next instruction.
     fn at(&self) -> Result<u64> {
-        let place = PROGRAM_COUNTER.context("this processor's registers are not known")?;
-        let at = ask(libc::PTRACE_PEEKUSER, self.id, place, 0);
-        Ok(at.with_context(|| format!("read a register of thread {}", self.id))? as u64)
+        let (address, _) = REGISTERS.context("this processor's registers are not known")?;
+        Ok(self.read(libc::PTRACE_PEEKUSER, address)? as u64)
+    }
+
+    /// Whether the instruction there, which is next, begins a write(2).
+    fn writes(&self, at: u64) -> Result<bool> {
+        let (_, number) = REGISTERS.context("this processor's registers are not known")?;
+        let is_call = self.read(libc::PTRACE_PEEKTEXT, at as usize)? & 0xffff == SYSCALL;
+        Ok(is_call && self.read(libc::PTRACE_PEEKUSER, number)? == libc::SYS_write)
+    }
+
+    fn read(&self, what: libc::c_uint, place: usize) -> Result<i64> {
+        ask(what, self.id, place, 0).with_context(|| format!("read of thread {}", self.id))
     }
 
     fn stopped(&self) -> Result<()> {
@@ -199,7 +255,7 @@ impl Drop for Thread {
 fn ask(request: libc::c_uint, thread: Pid, address: usize, data: usize) -> nix::Result<i64> {
     Errno::clear();
     // SAFETY: of these requests none writes to this process's memory: SEIZE, INTERRUPT, SINGLESTEP and DETACH take numbers,
-    // and PEEKUSER's answer is what the C library returns.
+    // and the answers of PEEKUSER and PEEKTEXT are what the C library returns.
     let answer = unsafe { libc::ptrace(request, thread.as_raw(), address, data) };
     match (answer, Errno::last_raw()) {
         (-1, error) if error != 0 => Err(Errno::from_raw(error)),
@@ -220,6 +276,22 @@ pub fn mapped(pid: i32, file: &str) -> Result<u64> {
     let starts: Vec<u64> = starts.collect();
     ensure!(starts.len() == 1, "process {pid} maps {file} {} times", starts.len());
     Ok(starts[0])
+}
+
+/// The process that another has started.
+pub fn only_child(parent: i32) -> Result<i32> {
+    let mut children = Vec::new();
+    for process in fs::read_dir("/proc").context("read the processes")? {
+        let path = process?.path();
+        let Some(id) = path.file_name().and_then(|id| id.to_str()?.parse().ok()) else { continue };
+        let status = fs::read_to_string(path.join("status")).unwrap_or_default();
+        let of = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+        if of.is_some_and(|of| of.trim() == parent.to_string()) {
+            children.push(id);
+        }
+    }
+    ensure!(children.len() == 1, "process {parent} has {} children", children.len());
+    Ok(children[0])
 }
 
 /// The threads of a process, by name.

@@ -99,6 +99,11 @@ pub(crate) fn spinning(load: Load) -> Result<impl Transport> {
     shm::start::<shm::Spin>(load)
 }
 
+/// The caller's end of [`Raw::Verbs`].
+pub(crate) fn polled(load: Load) -> Result<impl Transport> {
+    verbs::start::<verbs::Polled>(load)
+}
+
 impl Load {
     /// An echo, one at a time.
     pub fn echo(payload: usize, cpu: usize) -> Self {
