@@ -13,7 +13,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use gleaner_proto::endpoint::{ENDPOINT_LEN, Endpoint};
 use gleaner_testkit::poll_until;
-use nix::unistd::dup;
+use nix::{
+    sys::{prctl, signal::Signal},
+    unistd::dup,
+};
 
 use crate::{
     link::{self, Waiting},
@@ -122,6 +125,8 @@ pub fn play_role() -> Result<bool> {
     };
     let work = named(&WORKS, work).context("no such work")?;
     let load = Load { request: request.parse()?, work, depth: depth.parse()?, cpu: cpu.parse()? };
+    // Who is killed says no farewell, and a peer that polls would never notice.
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
     pin(load.cpu)?;
     let caller = UnixStream::from(dup(std::io::stdin()).context("the caller's socket")?);
     match named(&ROLES, role).context("no such role")? {
