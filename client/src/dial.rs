@@ -187,7 +187,7 @@ impl<'a> Dialler<'a> {
                     AttachError::Refused { message } => self.no_rdma_there(&message),
                     other => other,
                 })?;
-                AnyLink::other(self.verbs(ours, control, &ready)?)
+                self.verbs(ours, control, &ready)?.into()
             }
         };
         Ok(Lane::new(link, attached.grant_epoch))

@@ -148,6 +148,7 @@ impl Lane {
         slot.expected.begin(call.number, call.function);
         match &mut self.link {
             AnyLink::Shm(link) => send(&mut **link, slot, call),
+            AnyLink::Rdma(link) => send_other(&mut **link, slot, call),
             AnyLink::Other(link) => send_other(&mut **link, slot, call),
         }
     }
@@ -167,6 +168,7 @@ impl Lane {
     pub(crate) fn poll(&mut self) -> Result<Option<Answer>, Box<LaneError>> {
         match &mut self.link {
             AnyLink::Shm(link) => take(&mut **link, &mut self.slots),
+            AnyLink::Rdma(link) => take_other(&mut **link, &mut self.slots),
             AnyLink::Other(link) => take_other(&mut **link, &mut self.slots),
         }
     }

@@ -1,5 +1,5 @@
-//! A link of any backend. Shared memory's is named, so that its few instructions are compiled into those of its caller: there a
-//! call by way of a table, and its result by way of memory, cost more than the transport. The others' cost does not show.
+//! A link of any backend. Shared memory's and RDMA's are named, so that their few instructions are compiled into those of their caller:
+//! a call by way of a table, and its result by way of memory, cost as much as they do. Over TCP that does not show.
 #![forbid(unsafe_code)]
 
 use std::{os::fd::BorrowedFd, sync::atomic::AtomicU32, time::Duration};
@@ -9,6 +9,7 @@ use gleaner_proto::header::Header;
 use crate::{
     call::{Expected, Found, Runs},
     link::{Arrival, Block, Geometry, Link, LinkError, Payload},
+    rdma::RdmaLink,
     shm::ShmLink,
 };
 
@@ -16,6 +17,8 @@ use crate::{
 pub enum AnyLink {
     /// Over shared memory.
     Shm(Box<ShmLink>),
+    /// Over verbs.
+    Rdma(Box<RdmaLink>),
     /// Over anything else.
     Other(Box<dyn Link>),
 }
@@ -23,6 +26,12 @@ pub enum AnyLink {
 impl From<ShmLink> for AnyLink {
     fn from(link: ShmLink) -> Self {
         Self::Shm(Box::new(link))
+    }
+}
+
+impl From<RdmaLink> for AnyLink {
+    fn from(link: RdmaLink) -> Self {
+        Self::Rdma(Box::new(link))
     }
 }
 
@@ -38,6 +47,7 @@ macro_rules! on {
     ($self:ident, $link:ident => $call:expr) => {
         match $self {
             AnyLink::Shm($link) => $call,
+            AnyLink::Rdma($link) => $call,
             AnyLink::Other($link) => $call,
         }
     };

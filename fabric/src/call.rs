@@ -160,6 +160,21 @@ impl Expected {
         self.invocation
     }
 
+    #[inline(always)]
+    pub(crate) fn generation(&self) -> u32 {
+        halves(self.first).0
+    }
+
+    #[inline(always)]
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    #[inline(always)]
+    pub(crate) fn function(&self) -> u32 {
+        self.function
+    }
+
     /// The input's block, as long as the input.
     #[inline(always)]
     pub fn input(&self) -> Block {
@@ -219,11 +234,10 @@ impl Expected {
     /// The request's header.
     #[inline(always)]
     pub fn request(&self, time_ns: u64) -> Header {
-        let (generation, _) = halves(self.first);
         let (payload_len, block) = halves(self.input);
         let (reply_block, reply_capacity) = halves(self.reply);
         Header {
-            generation,
+            generation: self.generation(),
             slot: self.slot(),
             kind: Kind::Request,
             status: Status::Ok,
@@ -256,7 +270,7 @@ impl Expected {
     #[inline(always)]
     pub fn is_of(&self, arrival: &Arrival) -> bool {
         let Arrival { header, block, .. } = arrival;
-        halves(self.first).0 == header.generation
+        self.generation() == header.generation
             && self.invocation == header.invocation
             && self.slot() == header.slot
             && self.epoch == header.epoch

@@ -45,6 +45,7 @@ impl Block {
     }
 
     /// Its payload and guard in its region's bytes.
+    #[inline]
     pub(crate) fn payload_and_guard(self, region: &mut [u8]) -> &mut [u8] {
         let start = self.payload_offset() as usize;
         &mut region[start..start + self.capacity as usize + GUARD_LEN]
@@ -316,24 +317,14 @@ pub trait Link: Send {
                 None => {}
             }
         };
-        let is_good = arrival.header.status == Status::Ok && expected.is_of(&arrival);
-        Ok(match is_good {
-            true => Found::Reply(self.incoming(arrival.payload())),
-            false => Found::other(arrival),
-        })
+        Ok(found(self, expected, arrival))
     }
 
     /// Worker: takes the next call, has it run in place, and posts its reply. False: there is none.
     #[inline(always)]
     fn serve(&mut self, runs: &mut dyn Runs) -> Result<bool, Box<LinkError>> {
-        let Some(Arrival { header, block, reply }) = self.poll()? else { return Ok(false) };
-        let Some(reply) = reply else { return Err(failed(LinkError::Kind(header.kind))) };
-        let Header { slot, epoch, invocation, function, time_ns, .. } = header;
-        let payload = Arrival { header, block, reply: None }.payload();
-        let (input, output) = self.exchange(payload, reply);
-        let asked = Asked { slot, epoch, invocation, function, time_ns };
-        let done = runs.run(asked, input, output);
-        self.post(reply, &done.response(&header))?;
+        let Some(arrival) = self.poll()? else { return Ok(false) };
+        serve_arrival(self, arrival, runs)?;
         Ok(true)
     }
 
@@ -367,4 +358,35 @@ pub trait Link: Send {
     fn emptied(&self) -> bool {
         false
     }
+}
+
+/// Client: what a message is to who waits for this answer.
+#[inline(always)]
+pub(crate) fn found<'a, L: Link + ?Sized>(
+    link: &'a L,
+    expected: &Expected,
+    arrival: Arrival,
+) -> Found<'a> {
+    let is_good = arrival.header.status == Status::Ok && expected.is_of(&arrival);
+    match is_good {
+        true => Found::Reply(link.incoming(arrival.payload())),
+        false => Found::other(arrival),
+    }
+}
+
+/// Worker: has a call that was taken run in place, and posts its reply.
+#[inline(always)]
+pub(crate) fn serve_arrival<L: Link + ?Sized, R: Runs + ?Sized>(
+    link: &mut L,
+    arrival: Arrival,
+    runs: &mut R,
+) -> Result<(), Box<LinkError>> {
+    let Arrival { header, block, reply } = arrival;
+    let Some(reply) = reply else { return Err(failed(LinkError::Kind(header.kind))) };
+    let Header { slot, epoch, invocation, function, time_ns, .. } = header;
+    let payload = Arrival { header, block, reply: None }.payload();
+    let (input, output) = link.exchange(payload, reply);
+    let asked = Asked { slot, epoch, invocation, function, time_ns };
+    let done = runs.run(asked, input, output);
+    link.post(reply, &done.response(&header))
 }

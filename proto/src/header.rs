@@ -262,7 +262,7 @@ impl Immediate {
     }
 
     /// Unpacks it; every value is one.
-    #[inline]
+    #[inline(always)]
     pub fn decode(raw: u32) -> Self {
         match raw >> 8 {
             block if block < BRIEF => Self::Headed { block, generation: raw as u8 },

@@ -234,7 +234,7 @@ impl<W: Wait> Half<W> {
             immediate: Some(immediate),
             signal: signals.then_some(0),
         };
-        self.pair.write(&self.parts.outgoing, self.target, &[write])?;
+        self.pair.write(&self.parts.outgoing, self.target, &write)?;
         if signals {
             let mut ended = [Completion::default(); 4];
             let count = self.parts.sends.poll(&mut ended)?;

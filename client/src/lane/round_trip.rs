@@ -51,8 +51,11 @@ impl Lane {
         slot.expected.begin(number, function);
         Some(match &mut self.link {
             AnyLink::Shm(link) => run(&mut **link, slot, &mut self.odd, looks, exchange),
+            AnyLink::Rdma(link) => {
+                run_apart(&mut **link, slot, &mut self.odd, looks.min(LOOKS_PER_CLOCK), exchange)
+            }
             AnyLink::Other(link) => {
-                run_other(&mut **link, slot, &mut self.odd, looks.min(LOOKS_PER_CLOCK), exchange)
+                run_apart(&mut **link, slot, &mut self.odd, looks.min(LOOKS_PER_CLOCK), exchange)
             }
         })
     }
@@ -112,8 +115,8 @@ fn remains(odd: &mut Option<Odd>, found: Odd) -> Trip {
 }
 
 #[inline(never)]
-fn run_other(
-    link: &mut dyn Link,
+fn run_apart<L: Link + ?Sized>(
+    link: &mut L,
     slot: &mut Slot,
     odd: &mut Option<Odd>,
     looks: u32,

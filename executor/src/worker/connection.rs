@@ -42,7 +42,7 @@ impl Connection<'_> {
                 .map(AnyLink::other)
                 .map_err(|error| error.to_string()),
             Carrier::Segment(file) => Ok(shm(socket, &file, geometry)?.into()),
-            Carrier::Verbs(peer) => Ok(AnyLink::other(verbs(socket, &peer, adapter, geometry)?)),
+            Carrier::Verbs(peer) => Ok(verbs(socket, &peer, adapter, geometry)?.into()),
         }
     }
 }

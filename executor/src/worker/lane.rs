@@ -14,6 +14,7 @@ use std::time::Duration;
 use gleaner_fabric::{
     AnyLink, Link, LinkError, ShmLink,
     futex::{WORDS_MAX, Words},
+    rdma::RdmaLink,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -115,7 +116,8 @@ impl Lane {
         fault::serve(*session, self.number);
         match link {
             AnyLink::Shm(link) => serve_memory(link, runner, slots, meter, alone),
-            AnyLink::Other(link) => serve_other(&mut **link, runner, slots, meter),
+            AnyLink::Rdma(link) => serve_verbs(link, runner, slots, meter, alone),
+            AnyLink::Other(link) => serve_other(&mut **link, runner, slots, meter, alone),
         }
     }
 
@@ -235,8 +237,7 @@ impl Lane {
     }
 }
 
-/// The hot path over shared memory, compiled as one. A link that is alone has its calls served one after the other, until there is
-/// none, or mail.
+/// The hot path over shared memory, compiled as one.
 #[inline(never)]
 fn serve_memory(
     link: &mut ShmLink,
@@ -245,19 +246,19 @@ fn serve_memory(
     meter: &mut Meter,
     alone: Option<&Receiver>,
 ) -> Result<bool, Box<LinkError>> {
-    let mut found = false;
-    loop {
-        let mut serving = Serving::new(runner, slots);
-        let served = link.serve_with(&mut serving);
-        serving.note(meter);
-        if !served? {
-            return Ok(found);
-        }
-        found = true;
-        if alone.is_none_or(Receiver::rung) {
-            return Ok(true);
-        }
-    }
+    serve_all(|serving| link.serve_with(serving), runner, slots, meter, alone)
+}
+
+/// The same over RDMA.
+#[inline(never)]
+fn serve_verbs(
+    link: &mut RdmaLink,
+    runner: &mut Runner,
+    slots: Slots<'static>,
+    meter: &mut Meter,
+    alone: Option<&Receiver>,
+) -> Result<bool, Box<LinkError>> {
+    serve_all(|serving| link.serve_with(serving), runner, slots, meter, alone)
 }
 
 /// The same over any other link.
@@ -267,9 +268,31 @@ fn serve_other(
     runner: &mut Runner,
     slots: Slots<'static>,
     meter: &mut Meter,
+    alone: Option<&Receiver>,
 ) -> Result<bool, Box<LinkError>> {
-    let mut serving = Serving::new(runner, slots);
-    let served = link.serve(&mut serving);
-    serving.note(meter);
-    served
+    serve_all(|serving| link.serve(serving), runner, slots, meter, alone)
+}
+
+/// Serves one call; those of a link that is alone one after the other, until there is none, or mail.
+#[inline(always)]
+fn serve_all(
+    mut serve: impl FnMut(&mut Serving<'_>) -> Result<bool, Box<LinkError>>,
+    runner: &mut Runner,
+    slots: Slots<'static>,
+    meter: &mut Meter,
+    alone: Option<&Receiver>,
+) -> Result<bool, Box<LinkError>> {
+    let mut found = false;
+    loop {
+        let mut serving = Serving::new(runner, slots);
+        let served = serve(&mut serving);
+        serving.note(meter);
+        if !served? {
+            return Ok(found);
+        }
+        found = true;
+        if alone.is_none_or(Receiver::rung) {
+            return Ok(true);
+        }
+    }
 }

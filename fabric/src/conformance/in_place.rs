@@ -56,6 +56,40 @@ pub fn inputs_are_sent_from_elsewhere(make: impl Fn(Geometry) -> Pair) {
     }
 }
 
+/// A call like the one before, asked, run and answered without a header in anybody's hands; and one that fails among them.
+pub fn calls_like_the_one_before(make: impl Fn(Geometry) -> Pair) {
+    let (mut client, mut worker) = make(SMALL);
+    let capacity = SMALL.slot_capacity();
+    let mut calls = [0, 1].map(|slot| Expected::new(slot, 3, SMALL.slot(slot)));
+    let how = Failure { status: Status::FunctionError, code: 9, wanted: 0 };
+    for (number, size) in [5, 0, 16, 17, 380, 1, 200, 64, 3, 380].into_iter().enumerate() {
+        let (slot, number) = (number % calls.len(), number as u64 + 1);
+        let (call, data) = (&mut calls[slot], payload(slot as u16, number, size));
+        call.set_lengths(size as u32, capacity);
+        call.begin(number, 6);
+        client.ask_with(call, &data, 0).unwrap();
+        let fails = number % 4 == 3;
+        serve(&mut *worker, |asked, input, output| {
+            let (slot, invocation) = (slot as u16, number);
+            let wanted = Asked { slot, epoch: 3, invocation, function: 6, time_ns: 0 };
+            assert_eq!((asked, &*input), (wanted, &data[..]));
+            assert_eq!(output.len(), capacity as usize + GUARD_LEN);
+            output[..size].copy_from_slice(input);
+            Done { failure: fails.then_some(how), ..Done::well(size, 5000) }
+        });
+        let mut failed = None;
+        answer(&mut *client, call, |found| match found {
+            Found::Reply(reply) if !fails => assert!(reply == data),
+            Found::Other(arrival) if fails => failed = Some(*arrival),
+            other => panic!("call {number}: {other:?}"),
+        });
+        if let Some(arrival) = failed {
+            assert_eq!((arrival.header.status, arrival.header.code), (how.status, 9));
+            assert!(call.is_of(&arrival) && client.incoming(arrival.payload()) == data);
+        }
+    }
+}
+
 /// A call that ends otherwise, and another call's answer, are no good answer to this one.
 pub fn what_is_no_good_answer_is_told_apart(make: impl Fn(Geometry) -> Pair) {
     let (mut client, mut worker) = make(SMALL);

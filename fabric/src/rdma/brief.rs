@@ -10,7 +10,10 @@
 
 use gleaner_proto::header::{Header, Immediate, Kind, Status, brief_time, from_brief_time};
 
-use crate::link::{Arrival, Block, Geometry, WINDOW_MAX};
+use crate::{
+    call::{Asked, Expected, response},
+    link::{Arrival, Block, Geometry, WINDOW_MAX},
+};
 
 /// What both ends know of the requests so far.
 #[derive(Debug)]
@@ -24,7 +27,7 @@ pub(super) struct Record {
     slots: Box<[Call]>,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Call {
     generation: u32,
     function: u32,
@@ -48,9 +51,87 @@ impl Record {
     #[inline(always)]
     pub(super) fn note(&mut self, header: &Header) {
         let &Header { generation, function, invocation, epoch, .. } = header;
-        self.next = invocation.wrapping_add(invocation.wrapping_sub(self.last));
-        (self.last, self.epoch) = (invocation, epoch);
+        self.epoch = epoch;
+        self.count(invocation);
         self.slots[usize::from(header.slot)] = Call { generation, function, invocation };
+    }
+
+    #[inline(always)]
+    fn count(&mut self, invocation: u64) {
+        self.next = invocation.wrapping_add(invocation.wrapping_sub(self.last));
+        self.last = invocation;
+    }
+
+    /// Client: what stands for this call's request, of which it takes note then. One test of all differences, as in
+    /// [`immediate`](Self::immediate), which says the same of a header.
+    #[inline(always)]
+    pub(super) fn ask(&mut self, call: &Expected, time_ns: u64) -> Option<Immediate> {
+        let own = self.geometry.slot(call.slot());
+        let last = self.slots.get_mut(usize::from(call.slot()))?;
+        let (generation, function, invocation) =
+            (call.generation(), call.function(), call.invocation());
+        let short = (generation ^ last.next_generation())
+            | (function >> u16::BITS)
+            | (call.input().index() ^ own.index())
+            | (call.block().index() ^ own.index())
+            | (call.block().capacity ^ own.capacity);
+        let long = (invocation ^ self.next) | (call.epoch() ^ self.epoch) | time_ns;
+        if u64::from(short) | long != 0 {
+            return None;
+        }
+        *last = Call { generation, function, invocation };
+        self.count(invocation);
+        Some(Immediate::Brief { slot: call.slot() as u8, detail: function as u16 })
+    }
+
+    /// Client: whether a brief message of so many bytes is the answer to this call, and lies in its slot's block.
+    #[inline(always)]
+    pub(super) fn answers(&self, call: &Expected, slot: u8, len: u32) -> bool {
+        let Some(last) = self.slots.get(usize::from(slot)) else { return false };
+        let own = self.geometry.slot(slot.into());
+        let differs = (last.generation ^ call.generation())
+            | (u32::from(slot) ^ u32::from(call.slot()))
+            | (call.block().index() ^ own.index());
+        let differs = u64::from(differs)
+            | (last.invocation ^ call.invocation())
+            | (call.epoch() ^ self.epoch);
+        differs == 0 && len <= call.block().capacity && len <= own.capacity
+    }
+
+    /// Worker: the call that a brief message of so many bytes asks for, of which it takes note. `None` if there is no such slot, or no room for
+    /// so many.
+    #[inline(always)]
+    pub(super) fn asked(&mut self, slot: u8, detail: u16, len: u32) -> Option<Asked> {
+        let last = self.slots.get_mut(usize::from(slot))?;
+        if len > self.geometry.slot_capacity() {
+            return None;
+        }
+        let (epoch, invocation, function) = (self.epoch, self.next, u32::from(detail));
+        *last = Call { generation: last.next_generation(), function, invocation };
+        self.count(invocation);
+        Some(Asked { slot: slot.into(), epoch, invocation, function, time_ns: 0 })
+    }
+
+    /// The header of a slot's last request, if it was a brief one.
+    #[inline(always)]
+    pub(super) fn request(&self, slot: u16, len: u32) -> Header {
+        let Call { generation, function, invocation } = self.slots[usize::from(slot)];
+        let own = self.geometry.slot(slot);
+        Header {
+            generation,
+            slot,
+            kind: Kind::Request,
+            status: Status::Ok,
+            epoch: self.epoch,
+            invocation,
+            function,
+            code: 0,
+            payload_len: len,
+            block: own.index(),
+            reply_block: own.index(),
+            reply_capacity: own.capacity,
+            time_ns: 0,
+        }
     }
 
     /// What stands for this header, if it is the one that [`arrival`](Self::arrival) makes of it; a time may be rounded. One test of all
@@ -83,34 +164,28 @@ impl Record {
         (differs == 0).then_some(Immediate::Brief { slot, detail })
     }
 
-    /// A brief message of so many bytes, with its place in our own regions; `None` if there is no such slot, nothing to answer in it, or no
-    /// room for so many.
+    /// A brief message of so many bytes, with its place in our own regions; of a request it takes note. `None` if there is no such slot,
+    /// nothing to answer in it, or no room for so many.
     #[inline(always)]
-    pub(super) fn arrival(&self, kind: Kind, slot: u8, detail: u16, len: u32) -> Option<Arrival> {
-        let call = self.slots.get(usize::from(slot))?;
-        let slot = u16::from(slot);
-        let own = self.geometry.slot(slot);
-        let is_request = kind == Kind::Request;
-        if len > own.capacity || (!is_request && call.generation == 0) {
+    pub(super) fn arrival(
+        &mut self,
+        kind: Kind,
+        slot: u8,
+        detail: u16,
+        len: u32,
+    ) -> Option<Arrival> {
+        let last = self.slots.get(usize::from(slot))?;
+        let own = self.geometry.slot(slot.into());
+        let block = Block { capacity: len, ..own };
+        if kind == Kind::Request {
+            let slot = self.asked(slot, detail, len)?.slot;
+            return Some(Arrival { header: self.request(slot, len), block, reply: Some(own) });
+        }
+        if len > own.capacity || last.generation == 0 {
             return None;
         }
-        let header = Header {
-            generation: if is_request { call.next_generation() } else { call.generation },
-            slot,
-            kind,
-            status: Status::Ok,
-            epoch: self.epoch,
-            invocation: if is_request { self.next } else { call.invocation },
-            function: if is_request { detail.into() } else { call.function },
-            code: 0,
-            payload_len: len,
-            block: own.index(),
-            reply_block: if is_request { own.index() } else { 0 },
-            reply_capacity: if is_request { own.capacity } else { len },
-            time_ns: if is_request { 0 } else { from_brief_time(detail) },
-        };
-        let block = Block { capacity: len, ..own };
-        Some(Arrival { header, block, reply: is_request.then_some(own) })
+        let header = response(&self.request(slot.into(), 0), len, from_brief_time(detail));
+        Some(Arrival { header, block, reply: None })
     }
 }
 
@@ -159,20 +234,22 @@ mod tests {
 
         fn ask(&mut self, header: &Header) -> bool {
             let brief = self.0.immediate(header);
-            let arrived = read(&self.1, header, brief);
-            assert_eq!(arrived, *header);
             self.0.note(header);
-            self.1.note(&arrived);
+            let arrived = read(&mut self.1, header, brief);
+            assert_eq!(arrived, *header);
             brief.is_some()
         }
 
         fn answer(&mut self, header: &Header) -> (bool, Header) {
             let brief = self.1.immediate(header);
-            (brief.is_some(), read(&self.0, header, brief))
+            (brief.is_some(), read(&mut self.0, header, brief))
         }
     }
 
-    fn read(record: &Record, header: &Header, brief: Option<Immediate>) -> Header {
+    fn read(record: &mut Record, header: &Header, brief: Option<Immediate>) -> Header {
+        if brief.is_none() && header.kind == Kind::Request {
+            record.note(header);
+        }
         match brief {
             Some(Immediate::Brief { slot, detail }) => {
                 record.arrival(header.kind, slot, detail, header.payload_len).unwrap().header
@@ -238,7 +315,76 @@ mod tests {
         assert!(both.answer(&reply).0);
     }
 
+    /// A call like the last one in its slot, or unlike it in one thing.
+    fn call(slot: u16, change: impl FnOnce(&mut Header)) -> Expected {
+        let mut header = request(2, slot, if slot == 0 { 2 } else { 1 });
+        change(&mut header);
+        Expected::of(&header)
+    }
+
+    fn changed(which: u8) -> impl FnOnce(&mut Header) {
+        move |header| match which {
+            0 => header.generation = 7,
+            1 => header.epoch = 10,
+            2 => header.invocation = 3,
+            3 => header.function = 1 << 16,
+            4 => header.block += 1,
+            5 => header.reply_block += 1,
+            6 => header.reply_capacity = 50,
+            _ => {}
+        }
+    }
+
     proptest! {
+        /// A call is asked in the same words as its header, and leaves the same record.
+        #[test]
+        fn a_call_is_asked_as_its_header_is(slot in 0u16..3, which in 0u8..10, time_ns in 0u64..2) {
+            let call = call(slot, changed(which));
+            let (mut short, mut long) = (Record::new(GEOMETRY), Record::new(GEOMETRY));
+            short.note(&request(1, 0, 1));
+            long.note(&request(1, 0, 1));
+            let brief = short.ask(&call, time_ns);
+            prop_assert_eq!(brief, long.immediate(&call.request(time_ns)));
+            prop_assert_eq!(brief.is_some(), which > 6 && time_ns == 0);
+            if brief.is_some() {
+                long.note(&call.request(time_ns));
+            }
+            prop_assert_eq!((short.next, short.last, short.epoch), (long.next, long.last, long.epoch));
+            prop_assert_eq!(short.slots, long.slots);
+        }
+
+        /// The worker's end knows the same of a call by its number alone as by its header.
+        #[test]
+        fn a_call_is_run_as_its_header_says(slot: u8, detail: u16, len in 0u32..5000) {
+            let (mut short, mut long) = (Record::new(GEOMETRY), Record::new(GEOMETRY));
+            short.note(&request(1, 0, 1));
+            long.note(&request(1, 0, 1));
+            let asked = short.asked(slot, detail, len);
+            let arrival = long.arrival(Kind::Request, slot, detail, len);
+            prop_assert_eq!(asked.is_some(), arrival.is_some());
+            if let (Some(asked), Some(Arrival { header, .. })) = (asked, arrival) {
+                let Header { slot, epoch, invocation, function, time_ns, .. } = header;
+                prop_assert_eq!(asked, Asked { slot, epoch, invocation, function, time_ns });
+                prop_assert_eq!(short.request(slot, len), header);
+            }
+        }
+
+        /// What the short look takes for a call's answer, the long one does too.
+        #[test]
+        fn an_answer_is_what_its_header_says(
+            slot in 0u16..3, which in 0u8..10, at in 0u8..4, detail: u16, len in 0u32..5000,
+        ) {
+            let mut record = Record::new(GEOMETRY);
+            for (number, slot, generation) in [(1, 0, 2), (2, 1, 1), (2, 2, 1), (2, 0, 2)] {
+                record.note(&request(number, slot, generation));
+            }
+            let call = call(slot, changed(which));
+            let is_answer = record.answers(&call, at, len);
+            let arrival = record.arrival(Kind::Response, at, detail, len);
+            let same = arrival.is_some_and(|arrival| call.is_of(&arrival));
+            prop_assert_eq!(is_answer, same);
+        }
+
         /// Whatever is asked and answered in whatever order, the other end has the very header, but for what a time is rounded by.
         #[test]
         fn both_ends_have_the_same_header(

@@ -12,12 +12,16 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod inbound;
+mod outbound;
+
 use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
 
-use gleaner_proto::header::{BLOCK_ALIGN, GUARD_LEN, HEADER_LEN, Header, Immediate, Kind};
+use gleaner_proto::header::{GUARD_LEN, Header, Immediate, brief_time};
+use inbound::elsewhere;
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
@@ -34,11 +38,10 @@ use super::{
     setup::Parts,
 };
 use crate::{
-    check::{self, Side},
-    link::{Arrival, Block, Geometry, Link, LinkError, Payload, failed},
-    tune::{
-        COMPLETIONS_BATCH, DRAIN_ROUNDS, LIVENESS_POLLS, PARTING, POSTS_BATCH, SIGNALS_PER_ROUND,
-    },
+    call::{Done, Expected, Found, Runs},
+    check::Side,
+    link::{Arrival, Block, Geometry, Link, LinkError, Payload, found, serve_arrival},
+    tune::{COMPLETIONS_BATCH, DRAIN_ROUNDS, LIVENESS_POLLS, PARTING, POSTS_BATCH},
 };
 
 /// One end of a link over verbs.
@@ -110,160 +113,41 @@ impl RdmaLink {
         }
     }
 
+    /// As [`Link::serve`], compiled into its caller together with what it runs.
+    #[inline(always)]
+    pub fn serve_with<R: Runs + ?Sized>(&mut self, runs: &mut R) -> Result<bool, Box<LinkError>> {
+        if !self.has_come()? {
+            return Ok(false);
+        }
+        let (immediate, len) = self.take()?;
+        let Immediate::Brief { slot, detail } = Immediate::decode(immediate) else {
+            let arrival = self.arrival(immediate, len)?;
+            return serve_arrival(self, arrival, runs).map(|()| true);
+        };
+        let asked = self.record.asked(slot, detail, len).ok_or_else(|| elsewhere(slot, len))?;
+        let own = self.parts.geometry.slot(asked.slot);
+        let payload = Payload { slot: asked.slot, offset: own.payload_offset(), len };
+        let (input, output) = self.exchange(payload, own);
+        let done = runs.run(asked, input, output);
+        let signals = self.room()?;
+        if let Done { len, time_ns, failure: None } = done
+            && let Some(detail) = brief_time(time_ns)
+        {
+            let brief = Immediate::Brief { slot, detail };
+            self.write(own.payload_offset(), len, brief, signals)?;
+            return Ok(true);
+        }
+        let header = done.response(&self.record.request(asked.slot, 0));
+        self.post_header(own, &header, signals)?;
+        Ok(true)
+    }
+
     /// Writes nothing to the peer and waits for its device to say that it came: whether it is reached at all.
     pub fn probe(&mut self, patience: Duration) -> Result<(), RdmaError> {
         match self.flush(patience)? {
             true => Ok(()),
             false => Err(self.unreachable(WorkStatus::RETRY_EXCEEDED)),
         }
-    }
-
-    /// Waits until the peer's device has everything that was posted; false if that takes too long.
-    fn flush(&mut self, patience: Duration) -> Result<bool, RdmaError> {
-        let until = Instant::now() + patience;
-        self.posted += 1;
-        let write = Write { bytes: 0..0, offset: 0, immediate: None, signal: Some(self.posted) };
-        self.pair.write(&self.parts.outgoing, self.target, &[write])?;
-        while self.confirmed < self.posted {
-            self.confirm()?.map_err(|status| self.unreachable(status))?;
-            if Instant::now() >= until {
-                return Ok(false);
-            }
-            std::thread::yield_now();
-        }
-        Ok(true)
-    }
-
-    fn unreachable(&self, status: WorkStatus) -> RdmaError {
-        RdmaError::Unreachable { device: self.parts.device.name().to_owned(), status }
-    }
-
-    /// Takes note of writes that have ended.
-    fn confirm(&mut self) -> Result<Result<(), WorkStatus>, RdmaError> {
-        let mut ended = [Completion::default(); COMPLETIONS_BATCH];
-        loop {
-            let count = self.parts.sends.poll(&mut ended)?;
-            for completion in &ended[..count] {
-                if let Err(status) = completion.result() {
-                    return Ok(Err(status));
-                }
-                self.confirmed = completion.id();
-            }
-            if count < ended.len() {
-                return Ok(Ok(()));
-            }
-        }
-    }
-
-    /// Makes sure of room for the next write; true if it is to be signalled. The queue of those that have ended is looked at
-    /// here, and seldom anywhere else.
-    #[cold]
-    fn make_room(&mut self) -> Result<bool, LinkError> {
-        let sends = u64::from(self.parts.depth.sends);
-        if self.posted - self.confirmed + 1 >= sends {
-            self.send_held()?;
-        }
-        self.ended()?;
-        let room = (self.confirmed + sends).saturating_sub(self.posted + 1);
-        if room == 0 {
-            self.look()?;
-            return Err(LinkError::Window { window: self.parts.geometry.window });
-        }
-        let signals = self.posted + 1 >= self.signalled;
-        if signals {
-            self.signalled += (sends / u64::from(SIGNALS_PER_ROUND)).max(1);
-        }
-        self.silent = (self.posted + room).min(self.signalled - 1);
-        Ok(signals)
-    }
-
-    /// Hands held writes over to the device, by one post.
-    fn send_held(&mut self) -> Result<(), LinkError> {
-        if !self.held.is_empty() {
-            let sent = self.pair.write(&self.parts.outgoing, self.target, &self.held);
-            self.held.clear();
-            sent?;
-        }
-        Ok(())
-    }
-
-    fn ended(&mut self) -> Result<(), LinkError> {
-        match self.confirm()? {
-            Ok(()) => Ok(()),
-            Err(status) => Err(self.broken(status)),
-        }
-    }
-
-    /// Looks for completions, if those that were polled are used up.
-    #[inline(always)]
-    fn has_ready(&mut self) -> Result<bool, LinkError> {
-        if self.next == self.count {
-            self.next = 0;
-            self.count = self.parts.receives.poll(&mut self.ready)?;
-        }
-        Ok(self.next < self.count)
-    }
-
-    /// Takes the next completion, which is there.
-    #[inline(always)]
-    fn take(&mut self) -> Result<Option<Arrival>, Box<LinkError>> {
-        let completion = &self.ready[self.next];
-        let (result, immediate) = (completion.result(), completion.immediate());
-        let written = completion.written();
-        self.next += 1;
-        self.slept = false;
-        self.idle_polls = 0;
-        if let Err(status) = result {
-            return Err(failed(self.broken(status)));
-        }
-        self.used += 1;
-        if self.used == self.parts.chain.count() {
-            self.refill().map_err(failed)?;
-        }
-        let Some(raw) = immediate else {
-            return Err(failed(LinkError::NoImmediate));
-        };
-        let arrival = match Immediate::decode(raw) {
-            Immediate::Brief { slot, detail } => self.brief(slot, detail, written),
-            Immediate::Headed { block, generation } => self.headed(block, generation),
-        };
-        let arrival = arrival.map_err(failed)?;
-        if arrival.header.kind == Kind::Request {
-            self.record.note(&arrival.header);
-        }
-        Ok(Some(arrival))
-    }
-
-    /// What has arrived without a header.
-    #[inline(always)]
-    fn brief(&self, slot: u8, detail: u16, len: u32) -> Result<Arrival, LinkError> {
-        let arrival = self.record.arrival(self.side.takes(), slot, detail, len);
-        arrival.ok_or(LinkError::Range { slot: slot.into(), block: 0, len })
-    }
-
-    /// What has arrived with its header before it.
-    #[inline]
-    fn headed(&self, block: u32, generation: u8) -> Result<Arrival, LinkError> {
-        // Where a header may lie at all; that this one lies in its slot or the arena, its check finds.
-        let offset = block as usize * BLOCK_ALIGN;
-        if offset + HEADER_LEN > self.parts.incoming.len() {
-            return Err(LinkError::Range { slot: 0, block, len: 0 });
-        }
-        let snapshot = self.parts.incoming.snapshot(offset);
-        let arrival = check::arrival(self.parts.geometry, self.side, &snapshot)?;
-        let header = &arrival.header;
-        if header.block != block || header.generation as u8 != generation {
-            let immediate = Immediate::Headed { block, generation }.encode();
-            return Err(LinkError::Immediate { immediate, block: header.block });
-        }
-        Ok(arrival)
-    }
-
-    /// Posts receives again, all that one batch has used up.
-    #[cold]
-    fn refill(&mut self) -> Result<(), RdmaError> {
-        self.used = 0;
-        self.parts.chain.post(&mut self.pair)
     }
 
     /// Why the queue pair has failed: a flushed request only says that it has.
@@ -302,6 +186,7 @@ impl RdmaLink {
             match recv(self.socket.as_raw_fd(), &mut unwanted, MsgFlags::MSG_DONTWAIT) {
                 Ok(0) | Err(nix::Error::ECONNRESET) => {
                     self.closed = true;
+                    self.silent = 0;
                     break;
                 }
                 Ok(taken) if taken == unwanted.len() => {}
@@ -331,42 +216,19 @@ impl Link for RdmaLink {
 
     #[inline(always)]
     fn post(&mut self, block: Block, header: &Header) -> Result<(), Box<LinkError>> {
-        debug_assert_eq!(header.block, block.index(), "the header names another block");
-        debug_assert!(header.payload_len <= block.capacity, "the payload exceeds its block");
-        if self.closed {
-            return Err(failed(LinkError::Closed));
-        }
-        let signals = self.posted >= self.silent && self.make_room()?;
-        let mut start = block.offset as usize;
-        let payload = start + HEADER_LEN;
-        let end = payload + header.payload_len as usize;
-        let immediate = match self.record.immediate(header) {
+        let signals = self.room()?;
+        self.post_header(block, header, signals)
+    }
+
+    #[inline(always)]
+    fn ask(&mut self, call: &Expected, time_ns: u64) -> Result<(), Box<LinkError>> {
+        let signals = self.room()?;
+        let input = call.input();
+        match self.record.ask(call, time_ns) {
             Some(brief) => {
-                start = payload;
-                brief
+                self.write(input.payload_offset(), input.capacity as usize, brief, signals)
             }
-            None => {
-                self.parts.outgoing.bytes_mut()[start..payload].copy_from_slice(&header.encode());
-                Immediate::Headed { block: header.block, generation: header.generation as u8 }
-            }
-        };
-        if header.kind == Kind::Request {
-            self.record.note(header);
-        }
-        self.posted += 1;
-        let write = Write {
-            bytes: start..end,
-            offset: start as u64,
-            immediate: Some(immediate.encode()),
-            signal: signals.then_some(self.posted),
-        };
-        if !self.holds {
-            return self.pair.write(&self.parts.outgoing, self.target, &[write]).map_err(failed);
-        }
-        self.held.push(write);
-        match self.held.len() < POSTS_BATCH {
-            true => Ok(()),
-            false => self.send_held().map_err(failed),
+            None => self.post_header(input, &call.request(time_ns), signals),
         }
     }
 
@@ -381,18 +243,34 @@ impl Link for RdmaLink {
 
     #[inline(always)]
     fn poll(&mut self) -> Result<Option<Arrival>, Box<LinkError>> {
-        if self.holds {
-            self.send_held().map_err(failed)?;
-        }
-        if self.has_ready().map_err(failed)? {
-            return self.take();
-        }
-        self.idle_polls += 1;
-        if self.idle_polls < LIVENESS_POLLS && !self.closed {
+        if !self.has_come()? {
             return Ok(None);
         }
-        self.look().map_err(failed)?;
-        Ok(None)
+        let (immediate, len) = self.take()?;
+        self.arrival(immediate, len).map(Some)
+    }
+
+    #[inline(always)]
+    fn answer(&mut self, call: &Expected, looks: u32) -> Result<Found<'_>, Box<LinkError>> {
+        let mut looks = 1..looks.max(1);
+        while !self.has_come()? {
+            if looks.next().is_none() {
+                return Ok(Found::None);
+            }
+        }
+        let (immediate, len) = self.take()?;
+        if let Immediate::Brief { slot, .. } = Immediate::decode(immediate)
+            && self.record.answers(call, slot, len)
+        {
+            let offset = call.block().payload_offset();
+            return Ok(Found::Reply(self.incoming(Payload { slot: slot.into(), offset, len })));
+        }
+        let arrival = self.arrival(immediate, len)?;
+        Ok(found(self, call, arrival))
+    }
+
+    fn serve(&mut self, runs: &mut dyn Runs) -> Result<bool, Box<LinkError>> {
+        self.serve_with(runs)
     }
 
     #[inline(always)]

@@ -245,16 +245,10 @@ impl QueuePair<ReadyToReceive> {
 }
 
 impl QueuePair<ReadyToSend> {
-    /// Hands writes over to the device, in this order. Their bytes are `from`'s and must stay as they are until the peer has
-    /// them, those of inline writes aside. `Err` with EAGAIN or ENOMEM: the queue is full.
-    #[inline]
-    pub fn write(
-        &mut self,
-        from: &Registered,
-        to: Target,
-        writes: &[Write],
-    ) -> Result<(), RdmaError> {
-        let [write] = writes else { return self.write_all(from, to, writes) };
+    /// Hands a write over to the device. Its bytes are `from`'s and must stay as they are until the peer has them, unless the write is
+    /// inline. `Err` with EAGAIN or ENOMEM: the queue is full.
+    #[inline(always)]
+    pub fn write(&mut self, from: &Registered, to: Target, write: &Write) -> Result<(), RdmaError> {
         let mut part = MaybeUninit::uninit();
         let mut request = MaybeUninit::uninit();
         let request = self.describe(from, to, write, &mut part, &mut request, ptr::null_mut());
@@ -262,7 +256,8 @@ impl QueuePair<ReadyToSend> {
         unsafe { self.post(request) }
     }
 
-    fn write_all(
+    /// The same of several, in this order.
+    pub fn write_all(
         &mut self,
         from: &Registered,
         to: Target,
@@ -282,7 +277,7 @@ impl QueuePair<ReadyToSend> {
     }
 
     /// Writes a work request for `write` into `request`, and what it names into `part`.
-    #[inline]
+    #[inline(always)]
     fn describe(
         &self,
         from: &Registered,

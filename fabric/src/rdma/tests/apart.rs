@@ -39,6 +39,6 @@ macro_rules! between_hosts {
 between_hosts!(pair; order held_posts_go_out window_is_the_bound payload_sizes both_ways_at_once
     peer_gone_is_seen_after_its_last_message wait_is_woken wait_ends_in_time no_wake_up_is_lost
     wait_sees_what_came_before arena_blocks exchange_gives_both_buffers
-    calls_are_served_in_place inputs_are_sent_from_elsewhere what_is_no_good_answer_is_told_apart
+    calls_are_served_in_place inputs_are_sent_from_elsewhere calls_like_the_one_before what_is_no_good_answer_is_told_apart
             unread_answers_stay);
 between_hosts!(hostile; bad_headers_close_the_link garbage_never_panics cut_messages_never_arrive);

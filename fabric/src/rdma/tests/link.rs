@@ -6,7 +6,7 @@ use gleaner_proto::header::{HEADER_LEN, Header, Immediate, Kind, Status};
 
 use super::*;
 use crate::{
-    Geometry, Link, LinkError, Side,
+    Asked, Expected, Found, Geometry, Link, LinkError, Side,
     conformance::{HostilePair, Pair},
 };
 
@@ -55,7 +55,7 @@ impl Hostile {
     fn write(&mut self, bytes: &[u8], write: Write) {
         let outgoing = &mut self.link.parts.outgoing;
         outgoing.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
-        self.link.pair.write(outgoing, self.link.target, &[write]).unwrap();
+        self.link.pair.write(outgoing, self.link.target, &write).unwrap();
     }
 
     pub(super) fn message(&mut self, header: &[u8], immediate: Option<u32>) {
@@ -88,8 +88,8 @@ macro_rules! on_a_device {
 on_a_device!(pair; order held_posts_go_out window_is_the_bound payload_sizes both_ways_at_once
     peer_gone_is_seen_after_its_last_message wait_is_woken wait_ends_in_time no_wake_up_is_lost
     wait_sees_what_came_before arena_blocks exchange_gives_both_buffers
-    calls_are_served_in_place inputs_are_sent_from_elsewhere what_is_no_good_answer_is_told_apart
-            unread_answers_stay);
+    calls_are_served_in_place inputs_are_sent_from_elsewhere calls_like_the_one_before what_is_no_good_answer_is_told_apart
+    unread_answers_stay);
 on_a_device!(hostile; bad_headers_close_the_link garbage_never_panics cut_messages_never_arrive);
 
 pub(super) fn request() -> Header {
@@ -112,11 +112,16 @@ pub(super) fn request() -> Header {
 
 /// What ends a link, once it does.
 pub(super) fn until_error(link: &mut RdmaLink) -> LinkError {
+    until_error_of(|| link.poll().map(|_| ()))
+}
+
+/// The same, of who looks in another way.
+fn until_error_of(mut look: impl FnMut() -> Result<(), Box<LinkError>>) -> LinkError {
     let until = Instant::now() + PATIENCE;
     loop {
-        match link.poll() {
+        match look() {
             Err(error) => return *error,
-            Ok(_) => assert!(Instant::now() < until, "the link stayed open"),
+            Ok(()) => assert!(Instant::now() < until, "the link stayed open"),
         }
     }
 }
@@ -155,6 +160,46 @@ fn a_brief_message_that_lies_ends_the_link() {
             assert!(matches!(error, LinkError::Range { .. }), "slot {slot}, {len} bytes: {error}");
         } else {
             assert_eq!(arrived(&mut worker).0.payload_len as usize, len);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an RDMA device"]
+fn a_brief_call_that_lies_ends_the_link_of_who_serves() {
+    for (slot, len) in [(4, 8), (255, 8), (0, SMALL.slot_capacity() as usize + 1)] {
+        let (mut peer, mut worker) = Hostile::against(SMALL);
+        peer.message(&vec![7; len], Some(Immediate::Brief { slot, detail: 0 }.encode()));
+        let nobody = &mut |_: Asked, _: &mut [u8], _: &mut [u8]| panic!("it was run");
+        let error = until_error_of(|| worker.serve(nobody).map(|_| ()));
+        assert!(matches!(error, LinkError::Range { .. }), "slot {slot}, {len} bytes: {error}");
+    }
+}
+
+#[test]
+#[ignore = "needs an RDMA device"]
+fn a_brief_answer_that_lies_is_no_reply() {
+    let capacity = SMALL.slot_capacity();
+    for (slot, len, room) in [(1, 8, capacity), (0, capacity + 1, capacity), (0, 9, 8)] {
+        let (mut client, worker) = ends(SMALL);
+        let mut peer = Hostile { link: worker };
+        let mut call = Expected::new(0, 1, SMALL.slot(0));
+        call.set_lengths(3, room);
+        call.begin(1, 0);
+        client.ask_with(&call, b"ask", 0).unwrap();
+        let message = Immediate::Brief { slot, detail: 0 };
+        peer.message(&vec![7; len as usize], Some(message.encode()));
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match client.answer(&call, 1) {
+                Ok(Found::None) => assert!(Instant::now() < until, "nothing arrives"),
+                Ok(Found::Other(_)) if room < capacity => break,
+                Err(error) if room == capacity => {
+                    assert!(matches!(*error, LinkError::Range { .. }), "{error}");
+                    break;
+                }
+                other => panic!("slot {slot}, {len} bytes: {other:?}"),
+            }
         }
     }
 }

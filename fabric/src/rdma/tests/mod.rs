@@ -79,7 +79,7 @@ fn a_write_with_immediate_arrives_whole() {
     for (round, len) in [(1u32, 64usize), (2, 4000), (3, 1 << 20)] {
         a.outgoing.bytes_mut()[..len].fill(round as u8);
         let write = Write { bytes: 0..len, offset: 0, immediate: Some(round), signal: Some(9) };
-        a.pair.write(&a.outgoing, a.target, &[write]).unwrap();
+        a.pair.write(&a.outgoing, a.target, &write).unwrap();
         let seen = next(&mut b.receives);
         seen.result().unwrap();
         assert_eq!(seen.immediate(), Some(round));
@@ -98,7 +98,7 @@ fn a_wrong_key_is_refused_and_ends_both() {
     let target = Target { key: a.target.key ^ 0xff00, ..a.target };
     let write = Write { bytes: 0..64, offset: 0, immediate: Some(1), signal: Some(1) };
     a.outgoing.bytes_mut()[..64].fill(0xee);
-    a.pair.write(&a.outgoing, target, &[write]).unwrap();
+    a.pair.write(&a.outgoing, target, &write).unwrap();
     assert_eq!(next(&mut a.sends).result(), Err(WorkStatus::REMOTE_ACCESS));
     assert!(next(&mut b.receives).result().is_err());
     assert!(b.incoming.bytes().iter().all(|byte| *byte == 0));
