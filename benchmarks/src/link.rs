@@ -93,10 +93,10 @@ pub(crate) fn run_worker(client: UnixStream, waiting: Waiting, load: Load) -> Re
     }
 }
 
-/// Answers one request, if there is one. As a service does it: by way of the link's table.
+/// Answers one request, if there is one.
 #[inline(never)]
-pub fn serve(worker: &mut dyn Link, load: Load) -> Result<bool, Box<LinkError>> {
-    worker.serve(&mut |_: Asked, input: &mut [u8], output: &mut [u8]| {
+pub fn serve(worker: &mut RdmaLink, load: Load) -> Result<bool, Box<LinkError>> {
+    worker.serve_with(&mut |_: Asked, input: &mut [u8], output: &mut [u8]| {
         let len = load.reply();
         load.work.run(input, &mut output[..len]);
         Done::well(len, 0)
@@ -105,7 +105,7 @@ pub fn serve(worker: &mut dyn Link, load: Load) -> Result<bool, Box<LinkError>> 
 
 /// Sends a request with what is in `fill`.
 #[inline(never)]
-pub fn request(client: &mut dyn Link, work: Work, call: &mut Expected, fill: &[u8]) -> Result<()> {
+pub fn request(client: &mut RdmaLink, work: Work, call: &mut Expected, fill: &[u8]) -> Result<()> {
     call.set_lengths(fill.len() as u32, call.block().capacity);
     work.fill(client.outgoing(call.input()), fill);
     Ok(client.ask(call, 0)?)
@@ -113,7 +113,7 @@ pub fn request(client: &mut dyn Link, work: Work, call: &mut Expected, fill: &[u
 
 /// Looks for a reply once, and copies it. False: there is none.
 #[inline(never)]
-pub fn reply(client: &mut dyn Link, expected: &Expected, reply: &mut [u8]) -> Result<bool> {
+pub fn reply(client: &mut RdmaLink, expected: &Expected, reply: &mut [u8]) -> Result<bool> {
     match client.answer(expected, 1)? {
         Found::None => Ok(false),
         Found::Reply(bytes) => {
