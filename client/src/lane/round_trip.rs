@@ -51,12 +51,8 @@ impl Lane {
         slot.expected.begin(number, function);
         Some(match &mut self.link {
             AnyLink::Shm(link) => run(&mut **link, slot, &mut self.odd, looks, exchange),
-            AnyLink::Rdma(link) => {
-                run_apart(&mut **link, slot, &mut self.odd, looks.min(LOOKS_PER_CLOCK), exchange)
-            }
-            AnyLink::Other(link) => {
-                run_apart(&mut **link, slot, &mut self.odd, looks.min(LOOKS_PER_CLOCK), exchange)
-            }
+            AnyLink::Rdma(link) => run_apart(&mut **link, slot, &mut self.odd, looks, exchange),
+            AnyLink::Other(link) => run_apart(&mut **link, slot, &mut self.odd, looks, exchange),
         })
     }
 
@@ -114,6 +110,7 @@ fn remains(odd: &mut Option<Odd>, found: Odd) -> Trip {
     Trip::Remains
 }
 
+/// The same, compiled apart.
 #[inline(never)]
 fn run_apart<L: Link + ?Sized>(
     link: &mut L,
@@ -122,7 +119,7 @@ fn run_apart<L: Link + ?Sized>(
     looks: u32,
     exchange: &mut impl Exchange,
 ) -> Trip {
-    run(link, slot, odd, looks, exchange)
+    run(link, slot, odd, looks.min(LOOKS_PER_CLOCK), exchange)
 }
 
 #[cfg(test)]

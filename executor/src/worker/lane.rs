@@ -246,7 +246,7 @@ fn serve_memory(
     meter: &mut Meter,
     alone: Option<&Receiver>,
 ) -> Result<bool, Box<LinkError>> {
-    serve_all(|serving| link.serve_with(serving), runner, slots, meter, alone)
+    serve_all(link, |link, serving| link.serve_with(serving), runner, slots, meter, alone)
 }
 
 /// The same over RDMA.
@@ -258,7 +258,7 @@ fn serve_verbs(
     meter: &mut Meter,
     alone: Option<&Receiver>,
 ) -> Result<bool, Box<LinkError>> {
-    serve_all(|serving| link.serve_with(serving), runner, slots, meter, alone)
+    serve_all(link, |link, serving| link.serve_with(serving), runner, slots, meter, alone)
 }
 
 /// The same over any other link.
@@ -270,13 +270,14 @@ fn serve_other(
     meter: &mut Meter,
     alone: Option<&Receiver>,
 ) -> Result<bool, Box<LinkError>> {
-    serve_all(|serving| link.serve(serving), runner, slots, meter, alone)
+    serve_all(link, |link, serving| link.serve(serving), runner, slots, meter, alone)
 }
 
 /// Serves one call; those of a link that is alone one after the other, until there is none, or mail.
 #[inline(always)]
-fn serve_all(
-    mut serve: impl FnMut(&mut Serving<'_>) -> Result<bool, Box<LinkError>>,
+fn serve_all<L: ?Sized>(
+    link: &mut L,
+    serve: impl Fn(&mut L, &mut Serving<'_>) -> Result<bool, Box<LinkError>>,
     runner: &mut Runner,
     slots: Slots<'static>,
     meter: &mut Meter,
@@ -285,7 +286,7 @@ fn serve_all(
     let mut found = false;
     loop {
         let mut serving = Serving::new(runner, slots);
-        let served = serve(&mut serving);
+        let served = serve(link, &mut serving);
         serving.note(meter);
         if !served? {
             return Ok(found);
