@@ -6,7 +6,7 @@
 use anyhow::{Result, ensure};
 use gleaner::{Function, Waiting};
 use gleaner_benchmarks::{
-    Arguments, Outcome, Sample, Stage, alternate,
+    Arguments, Moment, Outcome, Sample, Stage, alternate,
     figure::Detailed,
     raw::{Load, Work, copy, sum},
     reference,
@@ -96,7 +96,7 @@ fn sum_round(
     for trip in 0..trips.all() {
         input[0] = trip as u8;
         let expected = sum(&input);
-        let began = std::time::Instant::now();
+        let began = Moment::now();
         function.invoke_into(&input, &mut output)?;
         let took = began.elapsed();
         ensure!(u64::from_le_bytes(output) == expected, "the sum is wrong");
@@ -112,7 +112,7 @@ fn in_place_round(bytes: usize, trips: Trips, sample: &mut Sample) -> Result<()>
     let mut input = vec![7u8; bytes];
     for trip in 0..trips.all() {
         input[0] = trip as u8;
-        let began = std::time::Instant::now();
+        let began = Moment::now();
         std::hint::black_box(sum(std::hint::black_box(&input)));
         if trip >= trips.warm_up {
             sample.record(began.elapsed());

@@ -1,11 +1,11 @@
 //! Gleaner's side of a round: calls that are checked, one at a time or several under way.
 
-use std::{collections::VecDeque, time::Instant};
+use std::collections::VecDeque;
 
 use anyhow::{Result, ensure};
 use gleaner::Function;
 
-use crate::{rounds::Sample, stage::Trips};
+use crate::{moment::Moment, rounds::Sample, stage::Trips};
 
 /// One round of echoes, one at a time.
 pub fn echo_round(
@@ -17,7 +17,7 @@ pub fn echo_round(
     let (mut input, mut output) = (vec![7; payload], vec![0; payload]);
     for trip in 0..trips.all() {
         input[0] = trip as u8;
-        let began = Instant::now();
+        let began = Moment::now();
         let len = echo.invoke_into(&input, &mut output)?;
         let took = began.elapsed();
         ensure!(len == payload && input == output, "the echo is not what was sent");
@@ -35,7 +35,7 @@ const TIMED_EVERY: u64 = 8;
 const PART: usize = 4;
 
 /// A call under way: its number, and when it was sent if it is timed.
-type Sent = (u64, Option<Instant>);
+type Sent = (u64, Option<Moment>);
 
 /// One round of echoes with `depth` of them under way.
 pub fn pipelined_round(
@@ -71,24 +71,24 @@ fn read_number(reply: &[u8]) -> Option<u64> {
 }
 
 fn sent(number: u64) -> Sent {
-    (number, number.is_multiple_of(TIMED_EVERY).then(Instant::now))
+    (number, number.is_multiple_of(TIMED_EVERY).then(Moment::now))
 }
 
 /// When a round's counted part began.
 struct Round {
     trips: Trips,
-    began: Instant,
+    began: Moment,
 }
 
 impl Round {
     fn new(trips: Trips) -> Self {
-        Self { trips, began: Instant::now() }
+        Self { trips, began: Moment::now() }
     }
 
     /// So many calls had ended before this one.
-    fn ended(&mut self, before: u64, sent: Option<Instant>, sample: &mut Sample) {
+    fn ended(&mut self, before: u64, sent: Option<Moment>, sample: &mut Sample) {
         if before + 1 == self.trips.warm_up {
-            self.began = Instant::now();
+            self.began = Moment::now();
         } else if before >= self.trips.warm_up
             && let Some(sent) = sent
         {

@@ -1,11 +1,11 @@
 //! Subject and baseline in rounds that alternate, so that the machine's noise hits both.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::latencies::Latencies;
+use crate::{latencies::Latencies, moment::Moment};
 
 /// What one side measured, in one round or in all.
 #[derive(Debug, Clone)]
@@ -46,7 +46,7 @@ impl Sample {
 
     /// Times one call that runs alone.
     pub fn time<R>(&mut self, call: impl FnOnce() -> Result<R>) -> Result<R> {
-        let began = Instant::now();
+        let began = Moment::now();
         let result = call()?;
         self.record(began.elapsed());
         Ok(result)

@@ -1,12 +1,13 @@
 //! Rounds with several requests under way: large ones to one worker, or one to each of several. Over verbs alone and over the
 //! link on them, by the same code.
 
-use std::{collections::VecDeque, time::Instant};
+use std::collections::VecDeque;
 
 use anyhow::{Result, ensure};
 
 use crate::{
     link::{self, Waiting},
+    moment::Moment,
     raw::{Load, Transport, verbs},
     rounds::Sample,
     stage::Trips,
@@ -55,22 +56,22 @@ pub fn streamed(over: Over, load: Load, trips: Trips, sample: &mut Sample) -> Re
     stamp(&mut request, 0);
     load.work.run(&request, &mut reply);
     let unnumbered = total(&reply);
-    let (mut under_way, mut began) = (VecDeque::with_capacity(load.depth), Instant::now());
+    let (mut under_way, mut began) = (VecDeque::with_capacity(load.depth), Moment::now());
     for trip in 0..trips.all() + load.depth as u64 {
         if under_way.len() == load.depth || trip >= trips.all() {
             let Some((number, sent)) = under_way.pop_front() else { break };
             end.receive(&mut reply)?;
             let asked = unnumbered.wrapping_add(2 * number);
             ensure!(total(&reply) == asked, "the reply is not what was asked for");
-            let now = Instant::now();
+            let now = Moment::now();
             if number >= trips.warm_up {
-                sample.latencies.record(now - sent);
+                sample.latencies.record(now.since(sent));
             } else {
                 began = now;
             }
         }
         if trip < trips.all() {
-            under_way.push_back((trip, Instant::now()));
+            under_way.push_back((trip, Moment::now()));
             stamp(&mut request, trip);
             end.send(&request)?;
         }
@@ -106,7 +107,7 @@ pub fn spread(
     for trip in 0..trips.all() {
         request[0] = trip as u8;
         load.work.run(&request, &mut expected);
-        let began = Instant::now();
+        let began = Moment::now();
         for end in &mut ends {
             end.send(&request)?;
         }

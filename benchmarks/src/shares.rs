@@ -25,8 +25,14 @@ impl Counted {
         counts.get(counts.len() / 2).copied().unwrap_or(0)
     }
 
-    /// Both ends beside the baseline's, of which at most so many more are asked.
-    pub fn beside(&self, raw: &Self, baseline: Raw, name: String, goal: u64) -> Result<Detailed> {
+    /// Both ends beside the baseline's; the goal is how many more there may be.
+    pub fn beside(
+        &self,
+        raw: &Self,
+        baseline: Raw,
+        name: String,
+        goal: Option<u64>,
+    ) -> Result<Detailed> {
         let compared = Compared::once(self.sample()?, raw.sample()?);
         let added = self.middle(Trip::both).saturating_sub(raw.middle(Trip::both));
         let ([client, worker], [caller, peer]) = (self.ends(), raw.ends());
@@ -37,7 +43,10 @@ impl Counted {
         for (end, functions) in ["client", "worker"].into_iter().zip(&self.functions) {
             figure = figure.note(format!("{end}: {}", listed(functions)));
         }
-        Ok(figure.judged(&format!("≤ baseline + {goal}"), added <= goal))
+        Ok(match goal {
+            Some(goal) => figure.judged(&format!("≤ baseline + {goal}"), added <= goal),
+            None => figure,
+        })
     }
 
     fn sample(&self) -> Result<Sample> {

@@ -56,6 +56,8 @@ pub enum Over {
     Memory,
     /// Calls over RDMA, and verbs alone.
     Verbs,
+    /// Calls over TCP, and a busy socket alone.
+    Socket,
 }
 
 impl Over {
@@ -63,11 +65,13 @@ impl Over {
         match self {
             Self::Memory => "memory",
             Self::Verbs => "verbs",
+            Self::Socket => "socket",
         }
     }
 
     fn named(name: &str) -> Result<Self> {
-        let known = [Self::Memory, Self::Verbs].into_iter().find(|over| over.name() == name);
+        let known =
+            [Self::Memory, Self::Verbs, Self::Socket].into_iter().find(|over| over.name() == name);
         known.context("a caller is not started by hand")
     }
 }
@@ -121,6 +125,7 @@ fn call(config: &Path, over: Over, payload: usize) -> Result<()> {
     let over = match over {
         Over::Memory => Transports::Only(Transport::Shm),
         Over::Verbs => Transports::Only(Transport::Rdma),
+        Over::Socket => Transports::Only(Transport::Tcp),
     };
     // For longer than stepping takes: it renews when it is on its way, which is slow then.
     let request = Request::new().waiting(Waiting::Hot).transport(over).ttl(LEASE);
@@ -140,6 +145,7 @@ fn call_raw(over: Over, payload: usize) -> Result<()> {
     match over {
         Over::Memory => call_over(raw::spinning(load)?, payload),
         Over::Verbs => call_over(raw::polled(load)?, payload),
+        Over::Socket => call_over(raw::busy(load)?, payload),
     }
 }
 
@@ -156,18 +162,22 @@ fn again_and_again(
     mut echo: impl FnMut(&[u8], &mut [u8]) -> Result<()>,
 ) -> Result<()> {
     let (mut input, mut output) = (vec![7u8; payload], vec![0; payload]);
-    let mut once = || -> Result<()> {
+    for call in 1u64.. {
         input[0] = input[0].wrapping_add(1);
         echo(&input, &mut output)?;
         ensure!(input == output, "the echo is not what was sent");
-        Ok(())
-    };
-    (0..WARM_UP).try_for_each(|_| once())?;
-    std::io::stdout().write_all(b".")?;
-    std::io::stdout().flush()?;
-    loop {
-        once()?;
+        if call == WARM_UP {
+            say_so()?;
+        }
     }
+    Ok(())
+}
+
+#[cold]
+fn say_so() -> Result<()> {
+    let mut output = std::io::stdout();
+    output.write_all(b".")?;
+    Ok(output.flush()?)
 }
 
 /// Round trips of calls, both ends as they run for everybody: the library, and the worker in its sandbox.
@@ -178,8 +188,8 @@ pub fn count_calls(stage: &Stage, over: Over, payload: usize, trips: usize) -> R
     let lane = threads(worker)?.into_iter().find(|(name, _)| name == "lane-0");
     let (_, lane) = lane.context("the worker has no lane")?;
     let pids = [caller.pid(), worker];
-    if over == Over::Verbs {
-        return count(LockStep::over_device(caller.pid(), lane)?, pids, trips);
+    if over != Over::Memory {
+        return count(LockStep::by_system_calls(caller.pid(), lane)?, pids, trips);
     }
     let base = mapped(caller.pid(), "gleaner-link")?;
     let layout = Layout::new(GEOMETRY)?;
@@ -198,15 +208,19 @@ pub fn count_raw(over: Over, payload: usize, trips: usize) -> Result<Counted> {
     let caller = Caller::start(&[RAW, over.name(), &payload.to_string()])?;
     if over == Over::Verbs {
         let pids = [caller.pid(), only_child(caller.pid())?];
-        return count(LockStep::over_device(pids[0], pids[1])?, pids, trips);
+        return count(LockStep::by_system_calls(pids[0], pids[1])?, pids, trips);
+    }
+    let peer = threads(caller.pid())?.into_iter().find(|(_, thread)| *thread != caller.pid());
+    let (_, peer) = peer.context("the baseline has no peer")?;
+    let pids = [caller.pid(); 2];
+    if over == Over::Socket {
+        return count(LockStep::by_system_calls(caller.pid(), peer)?, pids, trips);
     }
     let stride = raw::stride(Load::echo(payload, 0)) as u64;
     let base = mapped(caller.pid(), "baseline")?;
     let places = |first: u64| Places { first, stride, count: 1 };
-    let peer = threads(caller.pid())?.into_iter().find(|(_, thread)| *thread != caller.pid());
-    let (_, peer) = peer.context("the baseline has no peer")?;
     let (client, worker) = ((caller.pid(), places(base)), (peer, places(base + stride)));
-    count(LockStep::over_memory(caller.pid(), client, worker)?, [caller.pid(); 2], trips)
+    count(LockStep::over_memory(caller.pid(), client, worker)?, pids, trips)
 }
 
 /// The processes are the client's and the worker's, whose functions are named.

@@ -1,8 +1,8 @@
 //! Counting instructions by stepping: two threads that answer each other are let run by turns, one instruction at a time, each
 //! until it has posted its next message. So each finds the other's message at its first look, and no spinning is counted: what
 //! an end takes from one of its messages to its next is its share of a round trip, from taking a message to asking for the next.
-//! A message is posted once its number lies in shared memory; or, with a device, once the device has been told by a system call, as
-//! Soft-RoCE is.
+//! A message is posted once its number lies in shared memory; or once a system call has sent it: over a socket, or by telling a device,
+//! as Soft-RoCE is told.
 //!
 //! Works on processes as they are, whatever their sandbox admits. An instruction that repeats itself counts once, as the
 //! processor counts it.
@@ -23,17 +23,24 @@ use nix::{
     unistd::Pid,
 };
 
-/// Where a stopped thread's registers hold the address of its next instruction, and the number of a system call.
+/// Where a stopped thread's registers are: the address of its next instruction; a system call's number and first argument.
+struct Registers {
+    address: usize,
+    call: usize,
+    argument: usize,
+}
+
 #[cfg(target_arch = "x86_64")]
-const REGISTERS: Option<(usize, usize)> = Some((
-    std::mem::offset_of!(libc::user_regs_struct, rip),
-    std::mem::offset_of!(libc::user_regs_struct, rax),
-));
+const REGISTERS: Option<Registers> = Some(Registers {
+    address: std::mem::offset_of!(libc::user_regs_struct, rip),
+    call: std::mem::offset_of!(libc::user_regs_struct, rax),
+    argument: std::mem::offset_of!(libc::user_regs_struct, rdi),
+});
 #[cfg(not(target_arch = "x86_64"))]
-const REGISTERS: Option<(usize, usize)> = None;
+const REGISTERS: Option<Registers> = None;
 /// More than any end takes for one message.
 const STEPS_MAX: u64 = 1_000_000;
-/// Longer than a message takes through a device.
+/// Longer than a message takes through a socket or a device.
 const ON_ITS_WAY: Duration = Duration::from_millis(1);
 /// A system call, as the processor reads it.
 const SYSCALL: i64 = 0x050f;
@@ -59,8 +66,8 @@ struct End {
 enum Posts {
     /// Its messages leave their numbers; this many have.
     Numbers(Places, u32),
-    /// It writes to its device.
-    ToDevice,
+    /// It sends them by a system call on one descriptor: that of the first one.
+    BySystemCall(Option<i64>),
 }
 
 /// Two threads in lock step. Dropped: they run again.
@@ -110,13 +117,13 @@ impl LockStep {
         Ok(Self { client, worker, memory: Some(memory) })
     }
 
-    /// The same of two threads that call each other over a device. It begins in the middle of a trip.
-    pub fn over_device(client: i32, worker: i32) -> Result<Self> {
+    /// The same of two threads that call each other by system calls. It begins in the middle of a trip.
+    pub fn by_system_calls(client: i32, worker: i32) -> Result<Self> {
         let client = Thread::seize(client)?;
         // The other answers what is under way.
         thread::sleep(ON_ITS_WAY);
         let worker = Thread::seize(worker)?;
-        let end = |thread| End { thread, posts: Posts::ToDevice };
+        let end = |thread| End { thread, posts: Posts::BySystemCall(None) };
         Ok(Self { client: end(client), worker: end(worker), memory: None })
     }
 
@@ -141,16 +148,23 @@ impl End {
             }
             last = at;
             ensure!(steps < STEPS_MAX, "thread {} posts nothing", self.thread.id);
-            let tells_device = matches!(self.posts, Posts::ToDevice) && self.thread.writes(at)?;
+            let sends = self.sends(at)?;
             self.thread.step()?;
-            if tells_device || self.has_numbered(memory)? {
+            if sends || self.has_numbered(memory)? {
                 break;
             }
         }
-        if matches!(self.posts, Posts::ToDevice) {
+        if matches!(self.posts, Posts::BySystemCall(_)) {
             thread::sleep(ON_ITS_WAY);
         }
         Ok(steps)
+    }
+
+    /// Whether the instruction there, which is next, sends the next message.
+    fn sends(&mut self, at: u64) -> Result<bool> {
+        let Posts::BySystemCall(known) = &mut self.posts else { return Ok(false) };
+        let Some(descriptor) = self.thread.sends_to(at)? else { return Ok(false) };
+        Ok(*known.get_or_insert(descriptor) == descriptor)
     }
 
     /// Whether the next message has left its number.
@@ -219,15 +233,20 @@ impl Thread {
 
     /// The address of its next instruction.
     fn at(&self) -> Result<u64> {
-        let (address, _) = REGISTERS.context("this processor's registers are not known")?;
-        Ok(self.read(libc::PTRACE_PEEKUSER, address)? as u64)
+        let registers = REGISTERS.context("this processor's registers are not known")?;
+        Ok(self.read(libc::PTRACE_PEEKUSER, registers.address)? as u64)
     }
 
-    /// Whether the instruction there, which is next, begins a write(2).
-    fn writes(&self, at: u64) -> Result<bool> {
-        let (_, number) = REGISTERS.context("this processor's registers are not known")?;
-        let is_call = self.read(libc::PTRACE_PEEKTEXT, at as usize)? & 0xffff == SYSCALL;
-        Ok(is_call && self.read(libc::PTRACE_PEEKUSER, number)? == libc::SYS_write)
+    /// The descriptor of the write(2) or send(2) that the instruction there begins, which is next.
+    fn sends_to(&self, at: u64) -> Result<Option<i64>> {
+        let registers = REGISTERS.context("this processor's registers are not known")?;
+        if self.read(libc::PTRACE_PEEKTEXT, at as usize)? & 0xffff != SYSCALL {
+            return Ok(None);
+        }
+        let call = self.read(libc::PTRACE_PEEKUSER, registers.call)?;
+        let sends = [libc::SYS_write, libc::SYS_sendto].contains(&call);
+        let descriptor = self.read(libc::PTRACE_PEEKUSER, registers.argument)?;
+        Ok(sends.then_some(descriptor))
     }
 
     fn read(&self, what: libc::c_uint, place: usize) -> Result<i64> {

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use anyhow::{Result, ensure};
 
-use crate::{rounds::Sample, stage::Trips};
+use crate::{moment::Moment, rounds::Sample, stage::Trips};
 
 /// Its name in results.
 pub const NAME: &str = "memcpy";
@@ -15,7 +15,7 @@ pub fn round(bytes: usize, trips: Trips, sample: &mut Sample) -> Result<()> {
     for trip in 0..trips.all() {
         from[0] = trip as u8;
         from[bytes - 1] = trip as u8;
-        let began = std::time::Instant::now();
+        let began = Moment::now();
         black_box(&mut to[..]).copy_from_slice(black_box(&from));
         let took = began.elapsed();
         ensure!(from == to, "the copy is not what was copied");

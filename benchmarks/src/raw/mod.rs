@@ -16,6 +16,7 @@ use anyhow::{Result, ensure};
 pub(crate) use self::shm::stride;
 use crate::{
     caller::{PIPELINED_BYTES, check, pipeline},
+    moment::Moment,
     rounds::Sample,
     stage::Trips,
 };
@@ -97,6 +98,11 @@ impl Raw {
 /// The caller's end of [`Raw::Shm`], for who runs it in another way than by rounds.
 pub(crate) fn spinning(load: Load) -> Result<impl Transport> {
     shm::start::<shm::Spin>(load)
+}
+
+/// The caller's end of [`Raw::TcpBusy`].
+pub(crate) fn busy(load: Load) -> Result<impl Transport> {
+    tcp_busy::start(load)
 }
 
 /// The caller's end of [`Raw::Verbs`].
@@ -181,7 +187,7 @@ pub(crate) fn run(
     let (mut reply, mut expected) = (vec![0; load.reply()], vec![0; load.reply()]);
     for trip in 0..trips.all() {
         request[0] = trip as u8;
-        let began = std::time::Instant::now();
+        let began = Moment::now();
         end.send(&request)?;
         end.receive(&mut reply)?;
         let took = began.elapsed();
