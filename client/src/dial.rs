@@ -177,9 +177,7 @@ impl<'a> Dialler<'a> {
             |endpoint| self.begin_lane(carrier, (attached.session_id, lane), endpoint, until);
         let link: AnyLink = match carrier {
             Carrier::Memory => self.shm(begin(Bytes::new())?.0, geometry, until)?.into(),
-            Carrier::Stream => {
-                AnyLink::other(self.tcp(begin(Bytes::new())?.0.into_lane()?, geometry)?)
-            }
+            Carrier::Stream => self.tcp(begin(Bytes::new())?.0.into_lane()?, geometry)?.into(),
             Carrier::Verbs(way) => {
                 let ours = way.prepare(geometry).map_err(self.no_rdma())?;
                 let endpoint = Bytes::copy_from_slice(&ours.endpoint().encode());

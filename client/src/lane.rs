@@ -149,7 +149,7 @@ impl Lane {
         match &mut self.link {
             AnyLink::Shm(link) => send(&mut **link, slot, call),
             AnyLink::Rdma(link) => send_other(&mut **link, slot, call),
-            AnyLink::Other(link) => send_other(&mut **link, slot, call),
+            AnyLink::Tcp(link) => send_other(&mut **link, slot, call),
         }
     }
 
@@ -169,7 +169,7 @@ impl Lane {
         match &mut self.link {
             AnyLink::Shm(link) => take(&mut **link, &mut self.slots),
             AnyLink::Rdma(link) => take_other(&mut **link, &mut self.slots),
-            AnyLink::Other(link) => take_other(&mut **link, &mut self.slots),
+            AnyLink::Tcp(link) => take_other(&mut **link, &mut self.slots),
         }
     }
 

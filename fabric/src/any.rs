@@ -1,5 +1,5 @@
-//! A link of any backend. Shared memory's and RDMA's are named, so that their few instructions are compiled into those of their caller:
-//! a call by way of a table, and its result by way of memory, cost as much as they do. Over TCP that does not show.
+//! A link of any backend. Each is named, so that its few instructions are compiled into those of its caller: calls by way of a table, and
+//! their results by way of memory, would cost as much as they do.
 #![forbid(unsafe_code)]
 
 use std::{os::fd::BorrowedFd, sync::atomic::AtomicU32, time::Duration};
@@ -11,6 +11,7 @@ use crate::{
     link::{Arrival, Block, Geometry, Link, LinkError, Payload},
     rdma::RdmaLink,
     shm::ShmLink,
+    tcp::TcpLink,
 };
 
 /// One end of a link.
@@ -19,8 +20,8 @@ pub enum AnyLink {
     Shm(Box<ShmLink>),
     /// Over verbs.
     Rdma(Box<RdmaLink>),
-    /// Over anything else.
-    Other(Box<dyn Link>),
+    /// Over a socket.
+    Tcp(Box<TcpLink>),
 }
 
 impl From<ShmLink> for AnyLink {
@@ -35,10 +36,9 @@ impl From<RdmaLink> for AnyLink {
     }
 }
 
-impl AnyLink {
-    /// A link of a backend that is not named here.
-    pub fn other(link: impl Link + 'static) -> Self {
-        Self::Other(Box::new(link))
+impl From<TcpLink> for AnyLink {
+    fn from(link: TcpLink) -> Self {
+        Self::Tcp(Box::new(link))
     }
 }
 
@@ -48,7 +48,7 @@ macro_rules! on {
         match $self {
             AnyLink::Shm($link) => $call,
             AnyLink::Rdma($link) => $call,
-            AnyLink::Other($link) => $call,
+            AnyLink::Tcp($link) => $call,
         }
     };
 }

@@ -52,7 +52,7 @@ impl Lane {
         Some(match &mut self.link {
             AnyLink::Shm(link) => run(&mut **link, slot, &mut self.odd, looks, exchange),
             AnyLink::Rdma(link) => run_apart(&mut **link, slot, &mut self.odd, looks, exchange),
-            AnyLink::Other(link) => run_apart(&mut **link, slot, &mut self.odd, looks, exchange),
+            AnyLink::Tcp(link) => run_apart(&mut **link, slot, &mut self.odd, looks, exchange),
         })
     }
 

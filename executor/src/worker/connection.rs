@@ -39,7 +39,7 @@ impl Connection<'_> {
         let Self { socket, carrier, adapter } = self;
         match carrier {
             Carrier::Stream => TcpLink::new(socket, Side::Worker, geometry)
-                .map(AnyLink::other)
+                .map(AnyLink::from)
                 .map_err(|error| error.to_string()),
             Carrier::Segment(file) => Ok(shm(socket, &file, geometry)?.into()),
             Carrier::Verbs(peer) => Ok(verbs(socket, &peer, adapter, geometry)?.into()),

@@ -15,6 +15,7 @@ use gleaner_fabric::{
     AnyLink, Link, LinkError, ShmLink,
     futex::{WORDS_MAX, Words},
     rdma::RdmaLink,
+    tcp::TcpLink,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -117,7 +118,7 @@ impl Lane {
         match link {
             AnyLink::Shm(link) => serve_memory(link, runner, slots, meter, alone),
             AnyLink::Rdma(link) => serve_verbs(link, runner, slots, meter, alone),
-            AnyLink::Other(link) => serve_other(&mut **link, runner, slots, meter, alone),
+            AnyLink::Tcp(link) => serve_socket(link, runner, slots, meter, alone),
         }
     }
 
@@ -261,16 +262,16 @@ fn serve_verbs(
     serve_all(link, |link, serving| link.serve_with(serving), runner, slots, meter, alone)
 }
 
-/// The same over any other link.
+/// The same over TCP.
 #[inline(never)]
-fn serve_other(
-    link: &mut dyn Link,
+fn serve_socket(
+    link: &mut TcpLink,
     runner: &mut Runner,
     slots: Slots<'static>,
     meter: &mut Meter,
     alone: Option<&Receiver>,
 ) -> Result<bool, Box<LinkError>> {
-    serve_all(link, |link, serving| link.serve(serving), runner, slots, meter, alone)
+    serve_all(link, |link, serving| link.serve_with(serving), runner, slots, meter, alone)
 }
 
 /// Serves one call; those of a link that is alone one after the other, until there is none, or mail.
