@@ -84,18 +84,17 @@ impl Record {
         Some(Immediate::Brief { slot: call.slot() as u8, detail: function as u16 })
     }
 
-    /// Client: whether a brief message of so many bytes is the answer to this call, and lies in its slot's block.
+    /// Client: whether a brief message of so many bytes is the answer to this call, and lies where that is awaited: in the own block of its
+    /// slot, which is no other's.
     #[inline(always)]
     pub(super) fn answers(&self, call: &Expected, slot: u8, len: u32) -> bool {
         let Some(last) = self.slots.get(usize::from(slot)) else { return false };
         let own = self.geometry.slot(slot.into());
-        let differs = (last.generation ^ call.generation())
-            | (u32::from(slot) ^ u32::from(call.slot()))
-            | (call.block().index() ^ own.index());
+        let differs = (last.generation ^ call.generation()) | (call.block().index() ^ own.index());
         let differs = u64::from(differs)
             | (last.invocation ^ call.invocation())
             | (call.epoch() ^ self.epoch);
-        differs == 0 && len <= call.block().capacity && len <= own.capacity
+        differs == 0 && len <= call.block().capacity
     }
 
     /// Worker: the call that a brief message of so many bytes asks for, of which it takes note. `None` if there is no such slot, or no room for
