@@ -24,7 +24,7 @@ use gleaner_testkit::Service;
 
 const PAYLOADS: [usize; 3] = [1, 64, 4096];
 /// Round trips that are stepped through.
-const STEPPED_TRIPS: usize = 100;
+const STEPPED_TRIPS: usize = 40;
 /// Round trips of the shorter and the longer run: whole rounds of completions and of receives.
 const FEW: u64 = 256;
 const MANY: u64 = 1280;

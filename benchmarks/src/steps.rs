@@ -39,7 +39,7 @@ const REGISTERS: Option<Registers> = Some(Registers {
 #[cfg(not(target_arch = "x86_64"))]
 const REGISTERS: Option<Registers> = None;
 /// More than any end takes for one message.
-const STEPS_MAX: u64 = 1_000_000;
+const STEPS_MAX: u64 = 100_000;
 /// Longer than a message takes through a socket or a device.
 const ON_ITS_WAY: Duration = Duration::from_millis(1);
 /// A system call, as the processor reads it.
