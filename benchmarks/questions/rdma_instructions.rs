@@ -23,8 +23,7 @@ use gleaner_fabric::rdma::Device;
 use gleaner_testkit::Service;
 
 const PAYLOADS: [usize; 3] = [1, 64, 4096];
-/// Round trips that are stepped through. Each takes a second in User-Mode Linux, and a client that takes half a minute over its calls is given
-/// up by its node.
+/// Round trips that are stepped through: each takes about a second in User-Mode Linux, and the middle of a hundred is the same.
 const STEPPED_TRIPS: usize = 12;
 /// Round trips of the shorter and the longer run: whole rounds of completions and of receives.
 const FEW: u64 = 256;
