@@ -77,7 +77,7 @@ impl TcpLink {
     }
 
     /// The next message, from what has come and from what the socket has, if nothing is awaited in place.
-    #[cold]
+    #[inline(never)]
     pub(super) fn next(&mut self) -> Result<Option<Arrival>, Box<LinkError>> {
         for _ in 0..RECEIVE_ROUNDS {
             if self.partial.is_none()
