@@ -120,10 +120,14 @@ fn all_meet_again_on_the_lease_that_the_first_of_them_gets() {
     let now: BTreeSet<u64> = pools.iter().map(lease_of).collect();
     assert_eq!(now.len(), 1, "one lease for the three");
     // Once more, while the owner has not looked at its pool at all: it finds them after two.
-    let second = pools[0].leases()[0].node.clone();
+    let (second, before) = (pools[0].leases()[0].node.clone(), lease_of(&pools[0]));
     service.harvester.vacate(&second, EndReason::BatchJob);
     for pool in pools.iter().chain([&owner]) {
-        assert_eq!(echo(pool).idempotent(true).invoke(b"on").unwrap(), b"on");
+        // Until the vacate has come through, the lease serves.
+        wait_until("a pool has moved", PATIENCE, || {
+            assert_eq!(echo(pool).idempotent(true).invoke(b"on").unwrap(), b"on");
+            lease_of(pool) != before
+        });
     }
     let now: BTreeSet<u64> = pools.iter().chain([&owner]).map(lease_of).collect();
     assert_eq!(now.len(), 1, "{now:?}");

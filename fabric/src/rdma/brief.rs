@@ -85,12 +85,14 @@ impl Record {
     }
 
     /// Client: whether a brief message of so many bytes is the answer to this call, and lies where that is awaited: in the own block of its
-    /// slot, which is no other's.
+    /// slot.
     #[inline(always)]
     pub(super) fn answers(&self, call: &Expected, slot: u8, len: u32) -> bool {
         let Some(last) = self.slots.get(usize::from(slot)) else { return false };
         let own = self.geometry.slot(slot.into());
-        let differs = (last.generation ^ call.generation()) | (call.block().index() ^ own.index());
+        let differs = (last.generation ^ call.generation())
+            | (u32::from(slot) ^ u32::from(call.slot()))
+            | (call.block().index() ^ own.index());
         let differs = u64::from(differs)
             | (last.invocation ^ call.invocation())
             | (call.epoch() ^ self.epoch);
@@ -330,6 +332,7 @@ mod tests {
             4 => header.block += 1,
             5 => header.reply_block += 1,
             6 => header.reply_capacity = 50,
+            7 => header.slot = (header.slot + 1) % GEOMETRY.window,
             _ => {}
         }
     }
@@ -344,7 +347,7 @@ mod tests {
             long.note(&request(1, 0, 1));
             let brief = short.ask(&call, time_ns);
             prop_assert_eq!(brief, long.immediate(&call.request(time_ns)));
-            prop_assert_eq!(brief.is_some(), which > 6 && time_ns == 0);
+            prop_assert_eq!(brief.is_some(), which > 7 && time_ns == 0);
             if brief.is_some() {
                 long.note(&call.request(time_ns));
             }
