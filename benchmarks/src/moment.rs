@@ -52,3 +52,21 @@ fn fence() {
 #[cfg(not(target_arch = "x86_64"))]
 #[inline]
 fn fence() {}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn it_goes_with_the_system_s_clock() {
+        // Whatever comes between two readings, this one lies within the outer and around the inner two.
+        let outer = Instant::now();
+        let moment = Moment::now();
+        let inner = Instant::now();
+        while inner.elapsed().as_millis() < 20 {}
+        let (least, own, most) = (inner.elapsed(), moment.elapsed(), outer.elapsed());
+        assert!(own >= least - least / 20 && own <= most + most / 20, "{least:?} {own:?} {most:?}");
+    }
+}

@@ -64,8 +64,8 @@ struct End {
 }
 
 enum Posts {
-    /// Its messages leave their numbers; this many have.
-    Numbers(Places, u32),
+    /// Its messages leave their numbers in memory; so many have.
+    Numbers { memory: File, places: Places, posted: u32 },
     /// It sends them by a system call on one descriptor: that of the first one.
     BySystemCall(Option<i64>),
 }
@@ -74,8 +74,6 @@ enum Posts {
 pub struct LockStep {
     client: End,
     worker: End,
-    /// Where messages leave their numbers.
-    memory: Option<File>,
 }
 
 /// Whether threads can be stepped on this kind of processor.
@@ -103,18 +101,20 @@ impl LockStep {
     /// Stops two threads that call each other over shared memory without a pause, and brings them in step. The memory is read in
     /// process `pid`, by whose addresses the places go.
     pub fn over_memory(pid: i32, client: (i32, Places), worker: (i32, Places)) -> Result<Self> {
-        let memory = memory(pid)?;
         // Both at once, or a hot end that looks in vain falls asleep.
         let threads = (Thread::seize(client.0)?, Thread::seize(worker.0)?);
-        let posted = (latest(&memory, client.1)?, latest(&memory, worker.1)?);
-        let end = |thread, places, posted| End { thread, posts: Posts::Numbers(places, posted) };
-        let client = end(threads.0, client.1, posted.0);
-        let mut worker = end(threads.1, worker.1, posted.1);
-        if posted.0 != posted.1 {
-            worker.post(Some(&memory), &mut |_| {})?;
-            ensure!(posted.0 == posted.1.wrapping_add(1), "more than one message is under way");
+        let end = |thread, places| -> Result<(End, u32)> {
+            let memory = memory(pid)?;
+            let posted = latest(&memory, places)?;
+            Ok((End { thread, posts: Posts::Numbers { memory, places, posted } }, posted))
+        };
+        let ((client, asked), (mut worker, answered)) =
+            (end(threads.0, client.1)?, end(threads.1, worker.1)?);
+        if asked != answered {
+            ensure!(asked == answered.wrapping_add(1), "more than one message is under way");
+            worker.post(&mut |_| {})?;
         }
-        Ok(Self { client, worker, memory: Some(memory) })
+        Ok(Self { client, worker })
     }
 
     /// The same of two threads that call each other by system calls. It begins in the middle of a trip.
@@ -124,21 +124,20 @@ impl LockStep {
         thread::sleep(ON_ITS_WAY);
         let worker = Thread::seize(worker)?;
         let end = |thread| End { thread, posts: Posts::BySystemCall(None) };
-        Ok(Self { client: end(client), worker: end(worker), memory: None })
+        Ok(Self { client: end(client), worker: end(worker) })
     }
 
     /// One round trip. `see` is told each instruction's address, and whether it is the client's.
     pub fn trip(&mut self, mut see: impl FnMut(bool, u64)) -> Result<Trip> {
-        let memory = self.memory.as_ref();
-        let client = self.client.post(memory, &mut |at| see(true, at))?;
-        let worker = self.worker.post(memory, &mut |at| see(false, at))?;
+        let client = self.client.post(&mut |at| see(true, at))?;
+        let worker = self.worker.post(&mut |at| see(false, at))?;
         Ok(Trip { client, worker })
     }
 }
 
 impl End {
     /// Runs until the next message is posted; returns the instructions that this took.
-    fn post(&mut self, memory: Option<&File>, see: &mut dyn FnMut(u64)) -> Result<u64> {
+    fn post(&mut self, see: &mut dyn FnMut(u64)) -> Result<u64> {
         let (mut steps, mut last) = (0, 0);
         loop {
             let at = self.thread.at()?;
@@ -150,7 +149,7 @@ impl End {
             ensure!(steps < STEPS_MAX, "thread {} posts nothing", self.thread.id);
             let sends = self.sends(at)?;
             self.thread.step()?;
-            if sends || self.has_numbered(memory)? {
+            if sends || self.has_numbered()? {
                 break;
             }
         }
@@ -168,10 +167,8 @@ impl End {
     }
 
     /// Whether the next message has left its number.
-    fn has_numbered(&mut self, memory: Option<&File>) -> Result<bool> {
-        let (Posts::Numbers(places, posted), Some(memory)) = (&mut self.posts, memory) else {
-            return Ok(false);
-        };
+    fn has_numbered(&mut self) -> Result<bool> {
+        let Posts::Numbers { memory, places, posted } = &mut self.posts else { return Ok(false) };
         let next = posted.wrapping_add(1);
         let has = word(memory, places.of(next))? == next;
         if has {
@@ -185,11 +182,6 @@ impl Places {
     fn of(self, number: u32) -> u64 {
         self.first + u64::from(number & (self.count - 1)) * self.stride
     }
-}
-
-/// The number of the last message that a process has posted to these places.
-pub fn posted(pid: i32, places: Places) -> Result<u32> {
-    latest(&memory(pid)?, places)
 }
 
 fn memory(pid: i32) -> Result<File> {

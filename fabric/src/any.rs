@@ -126,6 +126,10 @@ impl Link for AnyLink {
         on!(self, link => link.serve(runs))
     }
 
+    fn serve_with<R: Runs + ?Sized>(&mut self, runs: &mut R) -> Result<bool, Box<LinkError>> {
+        on!(self, link => link.serve_with(runs))
+    }
+
     fn unsent(&self) -> bool {
         on!(self, link => link.unsent())
     }

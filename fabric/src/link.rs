@@ -321,8 +321,14 @@ pub trait Link: Send {
     }
 
     /// Worker: takes the next call, has it run in place, and posts its reply. False: there is none.
+    fn serve(&mut self, runs: &mut dyn Runs) -> Result<bool, Box<LinkError>>;
+
+    /// The same, compiled into its caller together with what it runs.
     #[inline(always)]
-    fn serve(&mut self, runs: &mut dyn Runs) -> Result<bool, Box<LinkError>> {
+    fn serve_with<R: Runs + ?Sized>(&mut self, runs: &mut R) -> Result<bool, Box<LinkError>>
+    where
+        Self: Sized,
+    {
         let Some(arrival) = self.poll()? else { return Ok(false) };
         serve_arrival(self, arrival, runs)?;
         Ok(true)

@@ -28,6 +28,7 @@ use nix::{
 };
 
 use crate::{
+    call::Runs,
     check::{self, Side},
     link::{Arrival, Block, Geometry, Link, LinkError, Payload},
     region::Region,
@@ -170,6 +171,10 @@ impl Link for MemoryLink {
     fn exchange(&mut self, payload: Payload, reply: Block) -> (&mut [u8], &mut [u8]) {
         // SAFETY: as in `incoming` and `outgoing`; the two lie in two regions.
         unsafe { (&mut *self.payload(payload), &mut *self.room(reply)) }
+    }
+
+    fn serve(&mut self, runs: &mut dyn Runs) -> Result<bool, Box<LinkError>> {
+        self.serve_with(runs)
     }
 
     fn unsent(&self) -> bool {

@@ -38,7 +38,7 @@ use staging::Staging;
 use crate::{
     call::{Expected, Found, Runs},
     check::Side,
-    link::{Arrival, Block, Geometry, Link, LinkError, Payload, found, serve_arrival},
+    link::{Arrival, Block, Geometry, Link, LinkError, Payload, found},
     region::Region,
 };
 
@@ -105,14 +105,6 @@ impl TcpLink {
             unsent: VecDeque::with_capacity(usize::from(geometry.window)),
             emptied: false,
         })
-    }
-
-    /// As [`Link::serve`], compiled into its caller together with what it runs.
-    #[inline(always)]
-    pub fn serve_with<R: Runs + ?Sized>(&mut self, runs: &mut R) -> Result<bool, Box<LinkError>> {
-        let Some(arrival) = self.poll()? else { return Ok(false) };
-        serve_arrival(self, arrival, runs)?;
-        Ok(true)
     }
 }
 

@@ -12,10 +12,8 @@
 use std::time::Duration;
 
 use gleaner_fabric::{
-    AnyLink, Link, LinkError, ShmLink,
+    AnyLink, Link, LinkError,
     futex::{WORDS_MAX, Words},
-    rdma::RdmaLink,
-    tcp::TcpLink,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -116,9 +114,9 @@ impl Lane {
         let (runner, meter, slots) = (&mut self.runner, &mut self.meter, *slots);
         fault::serve(*session, self.number);
         match link {
-            AnyLink::Shm(link) => serve_memory(link, runner, slots, meter, alone),
-            AnyLink::Rdma(link) => serve_verbs(link, runner, slots, meter, alone),
-            AnyLink::Tcp(link) => serve_socket(link, runner, slots, meter, alone),
+            AnyLink::Shm(link) => serve_calls(&mut **link, runner, slots, meter, alone),
+            AnyLink::Rdma(link) => serve_calls(&mut **link, runner, slots, meter, alone),
+            AnyLink::Tcp(link) => serve_calls(&mut **link, runner, slots, meter, alone),
         }
     }
 
@@ -238,47 +236,11 @@ impl Lane {
     }
 }
 
-/// The hot path over shared memory, compiled as one.
+/// The hot path, compiled as one for each kind of link. Serves one call; those of a link that is alone one after the other, until there
+/// is none, or mail.
 #[inline(never)]
-fn serve_memory(
-    link: &mut ShmLink,
-    runner: &mut Runner,
-    slots: Slots<'static>,
-    meter: &mut Meter,
-    alone: Option<&Receiver>,
-) -> Result<bool, Box<LinkError>> {
-    serve_all(link, |link, serving| link.serve_with(serving), runner, slots, meter, alone)
-}
-
-/// The same over RDMA.
-#[inline(never)]
-fn serve_verbs(
-    link: &mut RdmaLink,
-    runner: &mut Runner,
-    slots: Slots<'static>,
-    meter: &mut Meter,
-    alone: Option<&Receiver>,
-) -> Result<bool, Box<LinkError>> {
-    serve_all(link, |link, serving| link.serve_with(serving), runner, slots, meter, alone)
-}
-
-/// The same over TCP.
-#[inline(never)]
-fn serve_socket(
-    link: &mut TcpLink,
-    runner: &mut Runner,
-    slots: Slots<'static>,
-    meter: &mut Meter,
-    alone: Option<&Receiver>,
-) -> Result<bool, Box<LinkError>> {
-    serve_all(link, |link, serving| link.serve_with(serving), runner, slots, meter, alone)
-}
-
-/// Serves one call; those of a link that is alone one after the other, until there is none, or mail.
-#[inline(always)]
-fn serve_all<L: ?Sized>(
-    link: &mut L,
-    serve: impl Fn(&mut L, &mut Serving<'_>) -> Result<bool, Box<LinkError>>,
+fn serve_calls(
+    link: &mut impl Link,
     runner: &mut Runner,
     slots: Slots<'static>,
     meter: &mut Meter,
@@ -287,7 +249,7 @@ fn serve_all<L: ?Sized>(
     let mut found = false;
     loop {
         let mut serving = Serving::new(runner, slots);
-        let served = serve(link, &mut serving);
+        let served = link.serve_with(&mut serving);
         serving.note(meter);
         if !served? {
             return Ok(found);

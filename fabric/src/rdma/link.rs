@@ -113,35 +113,6 @@ impl RdmaLink {
         }
     }
 
-    /// As [`Link::serve`], compiled into its caller together with what it runs.
-    #[inline(always)]
-    pub fn serve_with<R: Runs + ?Sized>(&mut self, runs: &mut R) -> Result<bool, Box<LinkError>> {
-        if !self.has_come()? {
-            return Ok(false);
-        }
-        let (immediate, len) = self.take()?;
-        let Immediate::Brief { slot, detail } = Immediate::decode(immediate) else {
-            let arrival = self.arrival(immediate, len)?;
-            return serve_arrival(self, arrival, runs).map(|()| true);
-        };
-        let asked = self.record.asked(slot, detail, len).ok_or_else(|| elsewhere(slot, len))?;
-        let own = self.parts.geometry.slot(asked.slot);
-        let payload = Payload { slot: asked.slot, offset: own.payload_offset(), len };
-        let (input, output) = self.exchange(payload, own);
-        let done = runs.run(asked, input, output);
-        let signals = self.room()?;
-        if let Done { len, time_ns, failure: None } = done
-            && let Some(detail) = brief_time(time_ns)
-        {
-            let brief = Immediate::Brief { slot, detail };
-            self.write(own.payload_offset(), len, brief, signals)?;
-            return Ok(true);
-        }
-        let header = done.response(&self.record.request(asked.slot, 0));
-        self.post_header(own, &header, signals)?;
-        Ok(true)
-    }
-
     /// Writes nothing to the peer and waits for its device to say that it came: whether it is reached at all.
     pub fn probe(&mut self, patience: Duration) -> Result<(), RdmaError> {
         match self.flush(patience)? {
@@ -271,6 +242,34 @@ impl Link for RdmaLink {
 
     fn serve(&mut self, runs: &mut dyn Runs) -> Result<bool, Box<LinkError>> {
         self.serve_with(runs)
+    }
+
+    #[inline(always)]
+    fn serve_with<R: Runs + ?Sized>(&mut self, runs: &mut R) -> Result<bool, Box<LinkError>> {
+        if !self.has_come()? {
+            return Ok(false);
+        }
+        let (immediate, len) = self.take()?;
+        let Immediate::Brief { slot, detail } = Immediate::decode(immediate) else {
+            let arrival = self.arrival(immediate, len)?;
+            return serve_arrival(self, arrival, runs).map(|()| true);
+        };
+        let asked = self.record.asked(slot, detail, len).ok_or_else(|| elsewhere(slot, len))?;
+        let own = self.parts.geometry.slot(asked.slot);
+        let payload = Payload { slot: asked.slot, offset: own.payload_offset(), len };
+        let (input, output) = self.exchange(payload, own);
+        let done = runs.run(asked, input, output);
+        let signals = self.room()?;
+        if let Done { len, time_ns, failure: None } = done
+            && let Some(detail) = brief_time(time_ns)
+        {
+            let brief = Immediate::Brief { slot, detail };
+            self.write(own.payload_offset(), len, brief, signals)?;
+            return Ok(true);
+        }
+        let header = done.response(&self.record.request(asked.slot, 0));
+        self.post_header(own, &header, signals)?;
+        Ok(true)
     }
 
     #[inline(always)]

@@ -93,40 +93,6 @@ impl ShmLink {
         self.inbound.is_in(self.inbound.next(&self.segment))
     }
 
-    /// As [`Link::serve`], compiled into its caller together with what it runs.
-    #[inline(always)]
-    pub fn serve_with<R: Runs + ?Sized>(&mut self, runs: &mut R) -> Result<bool, Box<LinkError>> {
-        self.ring_if_due();
-        let mut line = self.inbound.next(&self.segment);
-        if !self.inbound.is_in(line) {
-            self.found_none()?;
-            return Ok(false);
-        }
-        if self.is_full() {
-            self.confirm()?;
-            line = self.inbound.next(&self.segment);
-        }
-        let mut taken = self.kept.take(line, &self.segment)?;
-        self.inbound.took(&self.segment, taken.slot(), taken.spot());
-        let asked = taken.asked();
-        let (input, output) = taken.exchange(&mut self.segment);
-        let done = runs.run(asked, input, output);
-        if done.failure.is_some() {
-            let header = taken.response_otherwise(done);
-            self.publish_otherwise(&header);
-            return Ok(true);
-        }
-        let Done { len, time_ns, .. } = done;
-        let small = (len <= CARRIED_MAX).then(|| carried_words(&output[..len]));
-        let reply = taken.response(len as u32, time_ns);
-        let reply = match small {
-            Some(carried) if taken.carries_reply() => pack(reply, carried),
-            _ => reply,
-        };
-        self.publish(reply);
-        Ok(true)
-    }
-
     /// The same of what is seldom.
     #[cold]
     #[inline(never)]
@@ -416,6 +382,39 @@ impl Link for ShmLink {
 
     fn serve(&mut self, runs: &mut dyn Runs) -> Result<bool, Box<LinkError>> {
         self.serve_with(runs)
+    }
+
+    #[inline(always)]
+    fn serve_with<R: Runs + ?Sized>(&mut self, runs: &mut R) -> Result<bool, Box<LinkError>> {
+        self.ring_if_due();
+        let mut line = self.inbound.next(&self.segment);
+        if !self.inbound.is_in(line) {
+            self.found_none()?;
+            return Ok(false);
+        }
+        if self.is_full() {
+            self.confirm()?;
+            line = self.inbound.next(&self.segment);
+        }
+        let mut taken = self.kept.take(line, &self.segment)?;
+        self.inbound.took(&self.segment, taken.slot(), taken.spot());
+        let asked = taken.asked();
+        let (input, output) = taken.exchange(&mut self.segment);
+        let done = runs.run(asked, input, output);
+        if done.failure.is_some() {
+            let header = taken.response_otherwise(done);
+            self.publish_otherwise(&header);
+            return Ok(true);
+        }
+        let Done { len, time_ns, .. } = done;
+        let small = (len <= CARRIED_MAX).then(|| carried_words(&output[..len]));
+        let reply = taken.response(len as u32, time_ns);
+        let reply = match small {
+            Some(carried) if taken.carries_reply() => pack(reply, carried),
+            _ => reply,
+        };
+        self.publish(reply);
+        Ok(true)
     }
 
     fn unsent(&self) -> bool {

@@ -22,7 +22,7 @@ use gleaner_proto::{
 
 use super::{PATIENCE, link::Hostile};
 use crate::{
-    Arrival, Block, Geometry, Link, LinkError, Payload, Side,
+    Arrival, Block, Geometry, Link, LinkError, Payload, Runs, Side,
     rdma::{Adapter, RdmaLink, Settings, Unconnected},
 };
 
@@ -291,6 +291,10 @@ impl Link for Remote {
 
     fn exchange(&mut self, payload: Payload, reply: Block) -> (&mut [u8], &mut [u8]) {
         (&mut self.incoming[payload.range()], reply.payload_and_guard(&mut self.outgoing))
+    }
+
+    fn serve(&mut self, runs: &mut dyn Runs) -> Result<bool, Box<LinkError>> {
+        self.serve_with(runs)
     }
 
     fn unsent(&self) -> bool {
