@@ -52,25 +52,33 @@ fn ask(
         let trips = arguments.pick(Trips::of((ROUND_BYTES / bytes) as u64), Trips::of(2));
         let name = |what: &str| format!("{} MiB over {}{what}", bytes / MIB, transport.name);
         let load = Load { request: bytes, work: Work::Sum, depth: 1, cpu: cpus.worker };
+        let mut references = reference::of_sum(transport.hot, bytes, trips, cpus, arguments.quick);
         let over_raw = alternate(
             rounds,
             |sample| sum_round(&function, bytes, trips, sample),
-            |sample| transport.hot.round(load, trips, sample),
+            |sample| {
+                transport.hot.round(load, trips, sample)?;
+                references.measure(sample)
+            },
         )?;
         let figure = Detailed::beside(name(""), transport.hot.name(), &over_raw);
-        let references = reference::of_sum(transport.hot, bytes, trips, cpus, arguments.quick)?;
-        outcome.push(rate(figure, bytes).checked(references).goal(transport.bandwidth_goal));
+        let figure = rate(figure, bytes).checked(references.all());
+        outcome.push(figure.goal(transport.bandwidth_goal));
         for (what, baseline) in [(", beside a copy", copy::NAME), (", beside in place", "in place")]
         {
+            let mut references = reference::of_copy(bytes, arguments.quick);
             let raw = |sample: &mut Sample| match baseline {
-                copy::NAME => copy::round(bytes, trips, sample),
+                copy::NAME => {
+                    copy::round(bytes, trips, sample)?;
+                    references.measure(sample)
+                }
                 _ => in_place_round(bytes, trips, sample),
             };
             let ours = |sample: &mut Sample| sum_round(&function, bytes, trips, sample);
             let compared = alternate(rounds, ours, raw)?;
             let figure = rate(Detailed::beside(name(what), baseline, &compared), bytes);
             outcome.push(match baseline {
-                copy::NAME => figure.checked(reference::of_copy(bytes, arguments.quick)?),
+                copy::NAME => figure.checked(references.all()),
                 _ => figure,
             });
         }

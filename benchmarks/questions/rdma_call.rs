@@ -71,13 +71,16 @@ fn latency(
     arguments: &Arguments,
 ) -> Result<Detailed> {
     let (rounds, trips) = effort::of(payload, arguments);
+    let mut references = reference::of_echo(raw, payload, CPUS, arguments.quick);
     let compared = alternate(
         rounds,
         |sample| link::round(waiting, Load::echo(payload, CPUS.worker), trips, sample),
-        |sample| raw.round(Load::echo(payload, CPUS.worker), trips, sample),
+        |sample| {
+            raw.round(Load::echo(payload, CPUS.worker), trips, sample)?;
+            references.measure(sample)
+        },
     )?;
-    let figure = Detailed::beside(name, raw.name(), &compared);
-    Ok(figure.checked(reference::of_echo(raw, payload, CPUS, arguments.quick)?))
+    Ok(Detailed::beside(name, raw.name(), &compared).checked(references.all()))
 }
 
 /// What a round trip sends, over the link and over verbs alone; `None` if the device does not count it.

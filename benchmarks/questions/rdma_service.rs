@@ -55,15 +55,18 @@ fn main() -> Result<()> {
                 false => echo.clone(),
             };
             let (rounds, trips) = effort::of(payload, &arguments);
+            let mut references = reference::of_echo(raw, payload, cpus, arguments.quick);
             let compared = alternate(
                 rounds,
                 |sample| echo_round(&echo, payload, trips, sample),
-                |sample| raw.round(load, trips, sample),
+                |sample| {
+                    raw.round(load, trips, sample)?;
+                    references.measure(sample)
+                },
             )?;
             let name = format!("{word} rdma call, {}", effort::size(payload));
             let figure = Detailed::beside(name, raw.name(), &compared);
-            let references = reference::of_echo(raw, payload, cpus, arguments.quick)?;
-            outcome.push(figure.checked(references).goal(Some(goal)));
+            outcome.push(figure.checked(references.all()).goal(Some(goal)));
         }
         pool.release()?;
     }

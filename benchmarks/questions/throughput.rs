@@ -10,8 +10,8 @@ use gleaner_benchmarks::{
     caller::{PIPELINED_BYTES, echo_round, pipelined_round},
     figure::Detailed,
     raw::Load,
-    reference::{self, Reference},
-    stage::{Cpus, Trips},
+    reference,
+    stage::Trips,
     transport::{TRANSPORTS, Transport},
 };
 
@@ -46,6 +46,7 @@ fn ask(
     let echo = pool.function(&stage.library, "echo")?;
     let cpus = stage.pin_beside_worker()?;
     let (rounds, trips) = arguments.pick((ROUNDS, TRIPS), (2, Trips::of(100)));
+    let mut references = reference::of_echo(transport.hot, PIPELINED_BYTES, cpus, arguments.quick);
     let mut alone = None;
     for depth in DEPTHS {
         let load = Load { depth, ..Load::echo(PIPELINED_BYTES, cpus.worker) };
@@ -53,27 +54,15 @@ fn ask(
             1 => echo_round(&echo, PIPELINED_BYTES, trips, sample),
             _ => pipelined_round(&echo, depth, trips, sample),
         };
-        let compared = alternate(rounds, ours, |sample| transport.hot.round(load, trips, sample))?;
+        let compared = alternate(rounds, ours, |sample| {
+            transport.hot.round(load, trips, sample)?;
+            if depth == 1 { references.measure(sample) } else { Ok(()) }
+        })?;
         let name = format!("{} calls, {depth} under way", transport.name);
         let figure = Detailed::beside(name, transport.hot.name(), &compared);
         let raw_p50 = compared.raw.latencies.p50();
-        let void = match &alone {
-            Some(void) => Option::clone(void),
-            None => alone.insert(check(transport, raw_p50, cpus, arguments)?).clone(),
-        };
-        outcome.push(figure.voided(void).goal((transport.throughput_goal)(depth)));
+        let void = alone.get_or_insert_with(|| reference::verdict(raw_p50, &references.all()));
+        outcome.push(figure.voided(void.clone()).goal((transport.throughput_goal)(depth)));
     }
     Ok(())
-}
-
-/// Why the baseline is void, one message at a time.
-fn check(
-    transport: &Transport,
-    p50: u64,
-    cpus: Cpus,
-    arguments: &Arguments,
-) -> Result<Option<String>> {
-    let references: Vec<Reference> =
-        reference::of_echo(transport.hot, PIPELINED_BYTES, cpus, arguments.quick)?;
-    Ok(reference::verdict(p50, &references))
 }

@@ -62,15 +62,18 @@ impl Echo {
         let (rounds, trips) = arguments.pick((ROUNDS, self.trips), (2, Trips::of(50)));
         for payload in PAYLOADS {
             let load = Load::echo(payload, cpus.worker);
+            let mut references = reference::of_echo(raw, payload, cpus, arguments.quick);
             let compared = alternate(
                 rounds,
                 |sample| echo_round(&echo, payload, trips, sample),
-                |sample| raw.round(load, trips, sample),
+                |sample| {
+                    raw.round(load, trips, sample)?;
+                    references.measure(sample)
+                },
             )?;
             let name = format!("{} {} call, {payload} B", self.word, transport.name);
-            let references = reference::of_echo(raw, payload, cpus, arguments.quick)?;
             let figure = Detailed::beside(name, raw.name(), &compared);
-            outcome.push(figure.checked(references).goal(Some(goal)));
+            outcome.push(figure.checked(references.all()).goal(Some(goal)));
         }
         Ok(pool.release()?)
     }

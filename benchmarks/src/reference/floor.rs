@@ -19,5 +19,5 @@ pub(super) fn of_echo(raw: Raw, payload: usize) -> Option<Reference> {
         Raw::TcpBlocking if payload <= SMALL => (46_000, 87_000),
         _ => return None,
     };
-    Some(Reference { name: "floor, measured on 2 cores".into(), low, high })
+    Some(Reference { name: "floor, measured on 2 cores".into(), low, high, ratio: None })
 }

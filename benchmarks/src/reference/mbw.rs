@@ -5,7 +5,6 @@ use std::{process::Command, time::Duration};
 use anyhow::Result;
 use gleaner_testkit::process::run_bounded;
 
-use super::Reference;
 use crate::rounds::median;
 
 const MIB: usize = 1 << 20;
@@ -14,14 +13,13 @@ const COPIES: &str = "20";
 const BOUND: Duration = Duration::from_secs(60);
 
 /// Copies of as many bytes, by `memcpy`.
-pub(super) fn measure(bytes: usize) -> Result<Vec<Reference>> {
+pub(super) fn measure(bytes: usize) -> Result<Option<u64>> {
     let mut command = Command::new("mbw");
     command.args(["-q", "-a", "-t0", "-n", COPIES, &(bytes / MIB).to_string()]);
     let Ok(output) = run_bounded(command, BOUND) else {
-        return Ok(Vec::new());
+        return Ok(None);
     };
-    let p50 = elapsed(&String::from_utf8_lossy(&output.stdout));
-    Ok(p50.map(|p50| Reference::measured("mbw", p50)).into_iter().collect())
+    Ok(elapsed(&String::from_utf8_lossy(&output.stdout)))
 }
 
 /// The median of the runs' times, in nanoseconds. The rate tells it better than the time that is printed beside it, which

@@ -3,10 +3,7 @@
 
 use anyhow::Result;
 
-use super::{
-    Reference,
-    two_ends::{BOUND, Place, two_ends},
-};
+use super::two_ends::{BOUND, Place, two_ends};
 use crate::stage::Cpus;
 
 const ITERATIONS: usize = 1_000;
@@ -15,30 +12,29 @@ const BYTES_MAX: usize = 128 << 20;
 const BANDWIDTH_ITERATIONS_MAX: usize = 500;
 
 /// A polled ping-pong of writes.
-pub(super) fn polled(payload: usize, cpus: Cpus) -> Result<Option<Reference>> {
+pub(super) fn polled(payload: usize, cpus: Cpus) -> Result<Option<u64>> {
     latency("ib_write_lat", &[], payload, cpus)
 }
 
 /// A polled ping-pong of sends: each takes a receive and completes at the other end, as a write with an immediate does.
-pub(super) fn sent(payload: usize, cpus: Cpus) -> Result<Option<Reference>> {
+pub(super) fn sent(payload: usize, cpus: Cpus) -> Result<Option<u64>> {
     latency("ib_send_lat", &[], payload, cpus)
 }
 
 /// A ping-pong of sends that both ends sleep for: a write that nobody is told of, the tool cannot sleep for.
-pub(super) fn slept(payload: usize, cpus: Cpus) -> Result<Option<Reference>> {
+pub(super) fn slept(payload: usize, cpus: Cpus) -> Result<Option<u64>> {
     latency("ib_send_lat", &["-e"], payload, cpus)
 }
 
 /// The tool tells half of a round trip.
-fn latency(tool: &str, how: &[&str], payload: usize, cpus: Cpus) -> Result<Option<Reference>> {
+fn latency(tool: &str, how: &[&str], payload: usize, cpus: Cpus) -> Result<Option<u64>> {
     let iterations = ITERATIONS.min(BYTES_MAX / payload).max(20);
     let line = measure(tool, how, payload, iterations, cpus)?;
     // bytes, iterations, t_min, t_max, t_typical (the median), ...
     let half = line.and_then(|numbers| numbers.get(4).copied());
     // In User-Mode Linux it has told 2^64 cycles of 64 KiB.
     let half = half.filter(|half| *half < BOUND.as_micros() as f64);
-    let name = format!("{tool}, {payload} B, there and back");
-    Ok(half.map(|half| Reference::measured(&name, (2e3 * half).round() as u64)))
+    Ok(half.map(|half| (2e3 * half).round() as u64))
 }
 
 /// Bytes a second of writes one way, with as many under way as the tool likes best.

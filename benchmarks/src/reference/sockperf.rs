@@ -9,7 +9,6 @@ use std::{
 use anyhow::{Context, Result};
 use gleaner_testkit::{poll_until, process::run_bounded};
 
-use super::Reference;
 use crate::stage::Cpus;
 
 /// sockperf's smallest message.
@@ -19,7 +18,7 @@ const LISTEN_BOUND: Duration = Duration::from_secs(5);
 const BOUND: Duration = Duration::from_secs(20);
 
 /// A ping-pong of as many bytes, at least sockperf's least, for a second.
-pub(super) fn measure(payload: usize, cpus: Cpus, busy: bool) -> Result<Option<Reference>> {
+pub(super) fn measure(payload: usize, cpus: Cpus, busy: bool) -> Result<Option<u64>> {
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let Ok(mut server) = Server::start(port, cpus.worker, busy) else {
         return Ok(None);
@@ -31,9 +30,7 @@ pub(super) fn measure(payload: usize, cpus: Cpus, busy: bool) -> Result<Option<R
     let size = payload.max(MESSAGE_MIN);
     client.args(["--full-rtt", "--time", "1", "--msg-size", &size.to_string()]);
     let output = run_bounded(client, BOUND).context("run sockperf")?;
-    let p50 = median(&String::from_utf8_lossy(&output.stdout));
-    let name = format!("sockperf, {size} B");
-    Ok(p50.map(|p50| Reference::measured(&name, p50)))
+    Ok(median(&String::from_utf8_lossy(&output.stdout)))
 }
 
 struct Server(Child);

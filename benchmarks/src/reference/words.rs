@@ -15,15 +15,14 @@ use std::{
 
 use anyhow::{Result, ensure};
 
-use super::Reference;
 use crate::{
     latencies::Latencies,
     stage::{Cpus, pin},
 };
 
 /// Round trips, spinning and parking; a tenth more go before.
-const SPINS: u64 = 100_000;
-const PARKS: u64 = 5_000;
+const SPINS: u64 = 20_000;
+const PARKS: u64 = 2_000;
 
 /// A message: whose turn it is, and the payload behind it. What processors fetch together holds nothing else.
 #[repr(C, align(128))]
@@ -39,15 +38,13 @@ const PAYLOAD_MAX: usize = 4096;
 unsafe impl Sync for Mailbox {}
 
 /// Both ends spin.
-pub(super) fn spinning(payload: usize, cpus: Cpus) -> Result<Reference> {
-    let p50 = measure(payload, cpus, SPINS, false)?;
-    Ok(Reference::measured("second loop, turns", p50))
+pub(super) fn spinning(payload: usize, cpus: Cpus) -> Result<Option<u64>> {
+    measure(payload, cpus, SPINS, false).map(Some)
 }
 
 /// Both ends park their thread, which is a futex of the standard library's own.
-pub(super) fn parking(payload: usize, cpus: Cpus) -> Result<Reference> {
-    let p50 = measure(payload, cpus, PARKS, true)?;
-    Ok(Reference::measured("second loop, thread::park", p50))
+pub(super) fn parking(payload: usize, cpus: Cpus) -> Result<Option<u64>> {
+    measure(payload, cpus, PARKS, true).map(Some)
 }
 
 fn measure(payload: usize, cpus: Cpus, trips: u64, parks: bool) -> Result<u64> {

@@ -94,7 +94,7 @@ fn plots(page: &mut String, detailed: &Detailed) -> Result<()> {
     }
     page.push_str("<figcaption>");
     for reference in &detailed.references {
-        write!(page, "{}: {} to {} ns. ", escape(&reference.name), reference.low, reference.high)?;
+        write!(page, "{}. ", escape(&reference.to_string()))?;
     }
     let void = detailed.figure.void.iter().map(|why| format!("Void: {why}."));
     for note in detailed.notes.iter().cloned().chain(void) {
