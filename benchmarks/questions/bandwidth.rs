@@ -18,9 +18,9 @@ const MIB: usize = 1 << 20;
 /// Bytes of the input.
 const PAYLOADS: [usize; 4] = [MIB, 4 * MIB, 16 * MIB, 64 * MIB];
 const QUICK_PAYLOADS: [usize; 1] = [MIB];
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 11;
 /// Bytes that one round moves, however many calls that is.
-const ROUND_BYTES: usize = 128 * MIB;
+const ROUND_BYTES: usize = 64 * MIB;
 /// This thread and the worker's, or the peer's.
 const SPINNING: usize = 2;
 

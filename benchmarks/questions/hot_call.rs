@@ -14,7 +14,7 @@ fn main() -> anyhow::Result<()> {
         word: "hot",
         // This thread and the worker's, or the peer's.
         spinning: 2,
-        trips: Trips::of(5_000),
+        trips: Trips::of(2_500),
         beside: |transport| (transport.hot, transport.hot_goal),
     };
     question.ask()

@@ -47,7 +47,7 @@ fn pipelined(arguments: &Arguments, outcome: &mut Outcome) -> Result<()> {
     for depth in DEPTHS {
         let load = Load { depth, ..Load::echo(8, CPUS.worker) };
         let (rounds, trips) =
-            arguments.pick((effort::ROUNDS, Trips::of(4_000)), (2, Trips::of(100)));
+            arguments.pick((effort::ROUNDS, Trips::of(2_000)), (2, Trips::of(100)));
         let compared = alternate(
             rounds,
             |sample| link::round(Waiting::Hot, load, trips, sample),
@@ -107,7 +107,7 @@ fn beside_tool(figure: Detailed, work: Work, tool: f64) -> Detailed {
 /// One caller, several workers that sleep: one call to each at a time.
 fn workers(arguments: &Arguments, outcome: &mut Outcome) -> Result<()> {
     let load = Load::echo(64, CPUS.worker);
-    let (rounds, trips) = arguments.pick((effort::ROUNDS, Trips::of(1_000)), (2, Trips::of(10)));
+    let (rounds, trips) = arguments.pick((effort::ROUNDS, Trips::of(500)), (2, Trips::of(10)));
     for workers in WORKERS {
         let compared = alternate(
             rounds,

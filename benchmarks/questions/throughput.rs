@@ -17,8 +17,8 @@ use gleaner_benchmarks::{
 
 /// Calls under way at a time.
 const DEPTHS: [usize; 3] = [1, 8, 32];
-const ROUNDS: usize = 15;
-const TRIPS: Trips = Trips::of(20_000);
+const ROUNDS: usize = 31;
+const TRIPS: Trips = Trips::of(10_000);
 /// This thread and the worker's, or the peer's.
 const SPINNING: usize = 2;
 

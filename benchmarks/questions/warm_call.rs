@@ -12,7 +12,7 @@ fn main() -> anyhow::Result<()> {
         waiting: Waiting::Warm,
         word: "warm",
         spinning: 0,
-        trips: Trips::of(1_000),
+        trips: Trips::of(500),
         beside: |transport| (transport.warm, WARM_GOAL),
     };
     question.ask()

@@ -15,7 +15,7 @@ use crate::{
 
 /// Bytes each way.
 const PAYLOADS: [usize; 4] = [1, 64, 1024, 4096];
-const ROUNDS: usize = 15;
+const ROUNDS: usize = 31;
 
 /// What differs from one question to the other.
 #[derive(Debug, Clone, Copy)]

@@ -5,11 +5,11 @@ use crate::{arguments::Arguments, stage::Trips};
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 /// Rounds of each side.
-pub const ROUNDS: usize = 9;
-const TRIPS: u64 = 1_000;
-const TRIPS_MIN: u64 = 16;
+pub const ROUNDS: usize = 21;
+const TRIPS: u64 = 500;
+const TRIPS_MIN: u64 = 8;
 /// Bytes that one round moves at most.
-const ROUND_BYTES: usize = 32 * MIB;
+const ROUND_BYTES: usize = 16 * MIB;
 
 /// Rounds and their trips.
 pub fn of(payload: usize, arguments: &Arguments) -> (usize, Trips) {

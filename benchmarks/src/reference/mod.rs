@@ -27,7 +27,7 @@ use crate::{
 /// How far a baseline may lie from a reference.
 const TOLERANCE: f64 = 0.1;
 /// Rounds of the baseline from one in which it is held against the others to the next.
-const EVERY: usize = 3;
+const EVERY: usize = 5;
 
 /// What a baseline is held against.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -194,7 +194,7 @@ mod tests {
         assert!(verdict(150, &[]).is_some());
     }
 
-    /// As of 15 rounds; the tool is asked in five of them.
+    /// As of 25 rounds; the tool is asked in five of them.
     fn told(
         baseline: impl Fn(usize) -> u64,
         tool: impl Fn(usize) -> u64 + 'static,
@@ -202,7 +202,7 @@ mod tests {
         let asked = std::cell::Cell::new(0);
         let once = move || Ok(Some(tool(asked.replace(asked.get() + EVERY))));
         let mut references = References::default().with("tool", once);
-        for round in 0..15 {
+        for round in 0..25 {
             let mut sample = Sample::new().unwrap();
             sample.record(std::time::Duration::from_nanos(baseline(round)));
             references.measure(&sample).unwrap();
@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_machine_that_changes_its_speed_voids_nothing_and_a_slow_baseline_does() {
-        let machine = |round: usize| if round < 7 { 100 } else { 300 };
+        let machine = |round: usize| if round < 12 { 100 } else { 300 };
         let references = told(machine, move |round| machine(round) * 105 / 100);
         assert_eq!((references[0].low, references[0].high), (105, 315));
         assert_eq!(verdict(100, &references), None);

@@ -6,7 +6,7 @@ use anyhow::Result;
 use super::two_ends::{BOUND, Place, two_ends};
 use crate::stage::Cpus;
 
-const ITERATIONS: usize = 1_000;
+const ITERATIONS: usize = 500;
 /// Bytes that one measurement moves at most.
 const BYTES_MAX: usize = 128 << 20;
 const BANDWIDTH_ITERATIONS_MAX: usize = 500;

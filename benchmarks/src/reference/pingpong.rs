@@ -6,7 +6,7 @@ use anyhow::Result;
 use super::two_ends::{Place, two_ends};
 use crate::stage::Cpus;
 
-const RUNS: usize = 5;
+const RUNS: usize = 3;
 const ITERATIONS: usize = 200;
 /// Bytes that one run moves one way at most.
 const BYTES_MAX: usize = 16 << 20;
