@@ -10,6 +10,7 @@ use gleaner_benchmarks::{
     Arguments, Goal, Outcome, Sample, Stage, alternate,
     figure::Detailed,
     hook::{Hook, When},
+    rounds::median_between,
     stage::NODE,
 };
 
@@ -60,8 +61,7 @@ fn added(pairs: &[(u64, u64)]) -> (i64, i64, i64) {
     let mut differences: Vec<i64> =
         pairs.iter().map(|(ours, theirs)| *ours as i64 - *theirs as i64).collect();
     differences.sort_unstable();
-    let count = differences.len();
-    let half_width = (1.96 * (count as f64).sqrt() / 2.0).ceil() as usize;
-    let at = |index: usize| differences.get(index.min(count - 1)).copied().unwrap_or(0);
-    (at((count / 2).saturating_sub(half_width)), at(count / 2), at(count / 2 + half_width))
+    let (low, high) = median_between(differences.len());
+    let at = |index: usize| differences.get(index).copied().unwrap_or(0);
+    (at(low), at(differences.len() / 2), at(high))
 }

@@ -39,6 +39,8 @@ pub struct Figure {
     pub ratio: Option<f64>,
     /// Which of two ways was the steadier.
     pub ratio_of: Option<RatioOf>,
+    /// Between which two the middle of the rounds' own ratios lies, with 95 % confidence; null of too few rounds.
+    pub ratio_between: Option<(f64, f64)>,
     /// What the design asks for.
     pub goal: Option<String>,
     /// Whether it is reached; null where there is no goal, or the ratio is void.
@@ -83,6 +85,7 @@ impl Detailed {
             baseline_throughput: None,
             ratio: None,
             ratio_of: None,
+            ratio_between: None,
             goal: None,
             met: None,
             void: None,
@@ -109,6 +112,7 @@ impl Detailed {
         figure.baseline_p999 = Some(raw.quantile(0.999));
         figure.baseline_throughput = Some(compared.raw.throughput());
         (figure.ratio, figure.ratio_of) = (Some(ratio), Some(ratio_of));
+        figure.ratio_between = compared.ratio_between();
         new.baseline_percentiles = raw.percentiles();
         new.rounds.clone_from(&compared.rounds);
         new

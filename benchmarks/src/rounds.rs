@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{latencies::Latencies, moment::Moment};
 
+/// Fewer rounds lie between no two bounds with 95 % confidence.
+const ROUNDS_MIN: usize = 6;
+
 /// What one side measured, in one round or in all.
 #[derive(Debug, Clone)]
 pub struct Sample {
@@ -127,6 +130,15 @@ impl Compared {
         }
     }
 
+    /// Where the middle of the rounds' own ratios lies, with 95 % confidence; `None` of too few rounds to say.
+    pub fn ratio_between(&self) -> Option<(f64, f64)> {
+        let ratio = |&(ours, theirs): &(u64, u64)| ours as f64 / theirs as f64;
+        let mut ratios: Vec<f64> = self.rounds.iter().map(ratio).collect();
+        ratios.sort_by(f64::total_cmp);
+        let (low, high) = median_between(ratios.len());
+        (ratios.len() >= ROUNDS_MIN).then(|| (ratios[low], ratios[high]))
+    }
+
     fn ratio_of_rounds(&self, these: &[usize]) -> f64 {
         let ratio = |&round: &usize| self.rounds[round].0 as f64 / self.rounds[round].1 as f64;
         let mut ratios: Vec<f64> = these.iter().map(ratio).collect();
@@ -156,6 +168,13 @@ impl Compared {
     }
 }
 
+/// The places among so many sorted values between which the median of what they were taken from lies, with 95 % confidence.
+pub fn median_between(count: usize) -> (usize, usize) {
+    let half_width = (1.96 * (count as f64).sqrt() / 2.0).ceil() as usize;
+    let last = count.saturating_sub(1);
+    ((count / 2).saturating_sub(half_width), (count / 2 + half_width).min(last))
+}
+
 /// The middle value; NaN of none.
 pub fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
@@ -182,6 +201,27 @@ mod tests {
         let compared =
             alternate(5, |sample| take(&mut ours, sample), |sample| take(&mut theirs, sample));
         assert_eq!(compared.unwrap().ratio(), (2.0, RatioOf::Rounds));
+    }
+
+    #[test]
+    fn the_rounds_ratios_say_how_sure_their_middle_is() {
+        let between = |rounds: u64| {
+            let mut round = 0;
+            let ours = |sample: &mut Sample| {
+                round += 1;
+                sample.record(Duration::from_nanos(1_000 + 10 * round));
+                Ok(())
+            };
+            let raw = |sample: &mut Sample| {
+                sample.record(Duration::from_nanos(1_000));
+                Ok(())
+            };
+            alternate(rounds as usize, ours, raw).unwrap().ratio_between()
+        };
+        assert_eq!(between(5), None);
+        let (low, high) = between(25).unwrap();
+        // Of 25 values the 8th and the 18th.
+        assert!((low - 1.08).abs() < 2e-3 && (high - 1.18).abs() < 2e-3, "{low} to {high}");
     }
 
     #[test]

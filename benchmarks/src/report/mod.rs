@@ -59,12 +59,13 @@ fn value(figure: &Figure, value: u64) -> String {
     if figure.unit == "ns" { time(value) } else { format!("{value} {}", figure.unit) }
 }
 
-/// The ratio for people: void is void.
+/// The ratio for people, and how sure it is: void is void.
 fn ratio(figure: &Figure) -> String {
-    match (figure.ratio, &figure.void) {
-        (_, Some(_)) => "void".into(),
-        (Some(ratio), None) => format!("{ratio:.3}"),
-        (None, None) => "–".into(),
+    match (figure.ratio, figure.ratio_between, &figure.void) {
+        (_, _, Some(_)) => "void".into(),
+        (Some(ratio), Some((low, high)), None) => format!("{ratio:.3} ({low:.2} to {high:.2})"),
+        (Some(ratio), None, None) => format!("{ratio:.3}"),
+        (None, ..) => "–".into(),
     }
 }
 
