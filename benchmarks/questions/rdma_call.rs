@@ -9,13 +9,14 @@
 
 use anyhow::Result;
 use gleaner_benchmarks::{
-    Arguments, Goal, Outcome, Sample, alternate, effort,
+    Arguments, Goal, Outcome, Sample,
+    echo::Beside,
+    effort,
     figure::Detailed,
     link::{self, Waiting},
     packets::Packets,
     peer,
     raw::{Load, Raw},
-    reference,
     stage::{Cpus, pin},
 };
 
@@ -71,16 +72,9 @@ fn latency(
     arguments: &Arguments,
 ) -> Result<Detailed> {
     let (rounds, trips) = effort::of(payload, arguments);
-    let mut references = reference::of_echo(raw, payload, CPUS, arguments.quick);
-    let compared = alternate(
-        rounds,
-        |sample| link::round(waiting, Load::echo(payload, CPUS.worker), trips, sample),
-        |sample| {
-            raw.round(Load::echo(payload, CPUS.worker), trips, sample)?;
-            references.measure(sample)
-        },
-    )?;
-    Ok(Detailed::beside(name, raw.name(), &compared).checked(references.all()))
+    let beside = Beside { raw, payload, cpus: CPUS, rounds, trips, quick: arguments.quick };
+    let load = Load::echo(payload, CPUS.worker);
+    beside.measure(name.into(), |sample| link::round(waiting, load, trips, sample))
 }
 
 /// What a round trip sends, over the link and over verbs alone; `None` if the device does not count it.

@@ -6,13 +6,8 @@
 use anyhow::Result;
 use gleaner::{Request, Transport, Transports, Waiting};
 use gleaner_benchmarks::{
-    Arguments, Goal, Outcome, Stage, alternate,
-    caller::echo_round,
-    effort,
-    figure::Detailed,
-    peer,
-    raw::{Load, Raw},
-    reference,
+    Arguments, Goal, Outcome, Sample, Stage, caller::echo_round, echo::Beside, effort, peer,
+    raw::Raw,
 };
 use gleaner_testkit::Service;
 
@@ -48,25 +43,16 @@ fn main() -> Result<()> {
         let echo = pool.function(&stage.library, "echo")?;
         let cpus = stage.pin_beside_worker()?;
         for payload in PAYLOADS {
-            let load = Load::echo(payload, cpus.worker);
             // A slot has room for the smaller replies without being asked.
             let echo = match payload > 4 * KIB {
                 true => echo.clone().reply_capacity(payload as u32),
                 false => echo.clone(),
             };
             let (rounds, trips) = effort::of(payload, &arguments);
-            let mut references = reference::of_echo(raw, payload, cpus, arguments.quick);
-            let compared = alternate(
-                rounds,
-                |sample| echo_round(&echo, payload, trips, sample),
-                |sample| {
-                    raw.round(load, trips, sample)?;
-                    references.measure(sample)
-                },
-            )?;
+            let beside = Beside { raw, payload, cpus, rounds, trips, quick: arguments.quick };
             let name = format!("{word} rdma call, {}", effort::size(payload));
-            let figure = Detailed::beside(name, raw.name(), &compared);
-            outcome.push(figure.checked(references.all()).goal(Some(goal)));
+            let ours = |sample: &mut Sample| echo_round(&echo, payload, trips, sample);
+            outcome.push(beside.measure(name, ours)?.goal(Some(goal)));
         }
         pool.release()?;
     }
