@@ -29,15 +29,20 @@ unsafe extern "C" fn forget_of(object: *mut libc::dl_phdr_info, _: usize, _: *mu
     let code =
         headers.iter().filter(|header| header.p_type == PT_LOAD && header.p_flags & PF_W == 0);
     for header in code {
-        let start = (base + header.p_vaddr) as usize & !(PAGE - 1);
-        let end = ((base + header.p_vaddr + header.p_memsz) as usize).next_multiple_of(PAGE);
+        let (start, len) = pages(base, header.p_vaddr, header.p_memsz);
         // SAFETY: mapped from a file, or the kernel's own page of functions, and never written to: what is read there after this is
         // what was there before. Refused, it changes nothing.
-        unsafe {
-            libc::madvise(ptr::with_exposed_provenance_mut(start), end - start, libc::MADV_DONTNEED)
-        };
+        unsafe { libc::madvise(ptr::with_exposed_provenance_mut(start), len, libc::MADV_DONTNEED) };
     }
     0
+}
+
+/// Where the pages of a segment begin, and how many bytes they are. An object whose own addresses are high has a base that wraps: User-Mode
+/// Linux's page of functions does.
+fn pages(base: u64, address: u64, bytes: u64) -> (usize, usize) {
+    let start = base.wrapping_add(address) as usize;
+    let first = start & !(PAGE - 1);
+    (first, (start - first + bytes as usize).next_multiple_of(PAGE))
 }
 
 #[cfg(test)]
@@ -49,6 +54,13 @@ mod tests {
         let status = fs::read_to_string("/proc/self/status").unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("RssFile:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    #[test]
+    fn a_base_may_wrap() {
+        assert_eq!(super::pages(0x7000, 0x1234, 0x2000), (0x8000, 0x3000));
+        let high = 0xffff_ffff_ff60_0000;
+        assert_eq!(super::pages(0x10_0000_u64.wrapping_sub(high), high, 0x10), (0x10_0000, 0x1000));
     }
 
     #[test]
