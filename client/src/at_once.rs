@@ -12,7 +12,7 @@
 use gleaner_fabric::{Expected, Link, LinkError};
 
 use crate::{
-    calls::{CallKey, Calls, Fill, Place, Read, State},
+    calls::{Calls, Fill, Place, Read, State},
     ended::Listener,
     error::CallError,
     function::Settings,
@@ -175,14 +175,14 @@ impl Calls {
         len: usize,
         exchange: &mut impl Exchange,
     ) -> Result<(), Box<CallError>> {
-        let key = match trip {
+        let index = match trip {
             Some(_) => self.adopt(function, settings, &mut |input| exchange.keep(input)),
             None => {
                 let fill = &mut |input: &mut [u8]| exchange.fill(input);
-                self.submit(function, settings, Listener::Nobody, len, fill).map_err(Box::new)?
+                self.submit_with(function, settings, None, len, fill)?
             }
         };
-        self.collect(key, &mut |reply| exchange.read(reply))
+        self.collect(self.key(index), &mut |reply| exchange.read(reply))
     }
 
     /// The same for any two closures, compiled as one for all of them.
@@ -199,18 +199,18 @@ impl Calls {
     }
 
     /// Gives the call that remains of a trip its record, and sees to what was found instead of its reply.
-    fn adopt(&mut self, function: u32, settings: &Settings, keep: Fill<'_>) -> CallKey {
+    fn adopt(&mut self, function: u32, settings: &Settings, keep: Fill<'_>) -> u32 {
         self.spin.looked_often();
         let (session, lane) = self.last;
-        let key = self.record(function, settings, None, Listener::Nobody);
-        let Some(open) = self.sessions[session].as_mut() else { return key };
-        let (slot, found) = open.lanes[lane].adopt(key.index, keep);
-        self.calls[key.index as usize].state = State::Sent(Place::new(session, lane, slot));
+        let index = self.record(function, settings, None, Listener::Nobody);
+        let Some(open) = self.sessions[session].as_mut() else { return index };
+        let (slot, found) = open.lanes[lane].adopt(index, keep);
+        self.calls[index as usize].state = State::Sent(Place::new(session, lane, slot));
         match found {
             Ok(None) => {}
             Ok(Some(answer)) => self.answered(session, lane, answer),
             Err(error) => open.close(error.to_string()),
         }
-        key
+        index
     }
 }

@@ -139,23 +139,23 @@ impl Calls {
         function: u32,
         settings: &Settings,
         len: usize,
-        fill: Fill<'_>,
+        mut fill: Fill<'_>,
     ) -> Result<Begun, CallError> {
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         self.check_size(len, settings)?;
         let due = self.due;
         self.last_number += 1;
-        let key = self.record(function, settings, settings.due(), Listener::Nobody);
+        let index = self.record(function, settings, settings.due(), Listener::Nobody);
         // Behind those that wait already.
         let slot = if self.queue.is_empty() { self.prepare(len, settings) } else { None };
         let Some(place) = slot else {
-            self.enqueue(key.index, len, fill);
-            return Ok(Begun { key, news: true });
+            self.enqueue(index, len, &mut fill);
+            return Ok(Begun { key: self.key(index), news: true });
         };
-        self.send(key.index, place, fill);
+        self.send(index, place, &mut fill);
         let unsent = self.sessions[place.session()].as_ref().is_some_and(|open| {
             open.closing.is_some() || open.lanes[place.lane()].link_ref().unsent()
         });
-        Ok(Begun { key, news: unsent || self.due != due })
+        Ok(Begun { key: self.key(index), news: unsent || self.due != due })
     }
 }

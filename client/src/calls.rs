@@ -6,7 +6,7 @@
 //!               └─eviction─┴──────▶ Done (with a copy of the reply, or the error)
 //! ```
 //!
-//! [`crate::pool`] and [`crate::function`] are the callers; [`crate::slots`] hands out slots, [`crate::replies`] has replies taken, [`crate::eviction`] moves calls, [`crate::relocate`] gets
+//! [`crate::pool`] and [`crate::function`] are the callers; [`crate::submit`] begins calls, [`crate::slots`] hands out slots, [`crate::replies`] has replies taken, [`crate::eviction`] moves calls, [`crate::relocate`] gets
 //! leases, [`crate::waiting`] sleeps. On the path of a call that meets none of these nothing is allocated.
 
 use std::{
@@ -74,7 +74,12 @@ pub(crate) struct Calls {
     pub(crate) last_number: u64,
     /// The session and the lane of the last call.
     pub(crate) last: (usize, usize),
+    /// Those that a completion queue looked at last.
+    pub(crate) reaped: (usize, usize),
 }
+
+/// Before the first session and lane.
+const NOWHERE: (usize, usize) = (usize::MAX - 1, usize::MAX - 1);
 
 /// A function of the pool.
 pub(crate) struct Opened {
@@ -103,17 +108,17 @@ pub(crate) struct Call {
     pub(crate) listener: Listener,
 }
 
-/// Where a call is.
+/// Where a call is. What a state drops is seen by its tag alone.
 #[derive(Default)]
 pub(crate) enum State {
     #[default]
     Free,
     /// Waits for a slot, with its input.
-    Queued(Vec<u8>),
+    Queued(Box<[u8]>),
     Sent(Place),
     /// Answered well; the reply still lies in its slot.
     Replied(Place),
-    /// Boxed, since it is seldom: a state is then short, and what it drops is seen by its tag.
+    /// Boxed, since it is seldom: a state is then short.
     Done(Box<Outcome>),
 }
 
@@ -172,59 +177,9 @@ impl Calls {
             ended: Ended::default(),
             due: None,
             last_number: 0,
-            // So that the first of all are next.
-            last: (usize::MAX - 1, usize::MAX - 1),
+            last: NOWHERE,
+            reaped: NOWHERE,
         }
-    }
-
-    /// Sends a call, or queues it while there is no lease; waits while every slot is in use. Compiled as one, for all callers: so
-    /// nothing that it finds goes through memory.
-    pub(crate) fn submit(
-        &mut self,
-        function: u32,
-        settings: &Settings,
-        listener: Listener,
-        len: usize,
-        fill: Fill<'_>,
-    ) -> Result<CallKey, CallError> {
-        let len = u32::try_from(len).unwrap_or(u32::MAX);
-        self.look_around();
-        let due = settings.due();
-        let mut found = self.prepare(len, settings);
-        if found.is_none() {
-            found = self.await_slot(len, settings)?;
-        }
-        self.last_number += 1;
-        let key = self.record(function, settings, due, listener);
-        match found {
-            Some(place) => self.send(key.index, place, fill),
-            None => self.enqueue(key.index, len, fill),
-        }
-        Ok(key)
-    }
-
-    /// No slot is free: waits for one while there is a lease. Refuses what no lane can ever carry.
-    #[cold]
-    fn await_slot(&mut self, len: u32, settings: &Settings) -> Result<Option<Place>, CallError> {
-        self.check_size(len, settings)?;
-        while self.live() > 0 {
-            if !self.spill_one() && !self.pump() {
-                self.idle(None, None);
-            }
-            if let found @ Some(_) = self.prepare(len, settings) {
-                return Ok(found);
-            }
-        }
-        Ok(None)
-    }
-
-    /// Keeps a call's input until there is a lease.
-    #[cold]
-    pub(crate) fn enqueue(&mut self, index: u32, len: u32, fill: Fill<'_>) {
-        let mut input = vec![0; len as usize];
-        fill(&mut input);
-        self.calls[index as usize].state = State::Queued(input);
-        self.queue.push_back(index);
     }
 
     /// The caller gives a call up.
@@ -276,6 +231,12 @@ impl Calls {
         answered
     }
 
+    /// Takes one answer from this lane, if there is such a lane and it has one. Compiled apart.
+    #[inline(never)]
+    pub(crate) fn pump_one(&mut self, session: usize, lane: usize) -> bool {
+        self.pump_lane(session, lane, 1)
+    }
+
     /// Takes one answer from a lane, if it has one within so many looks.
     #[inline(always)]
     fn pump_lane(&mut self, session: usize, lane: usize, looks: u32) -> bool {
@@ -285,7 +246,9 @@ impl Calls {
         if open.closing.is_some() {
             return false;
         }
-        let at = &mut open.lanes[lane];
+        let Some(at) = open.lanes.get_mut(lane) else {
+            return false;
+        };
         for _ in 0..looks {
             match at.poll() {
                 Ok(Some(answer)) => {
@@ -409,39 +372,10 @@ impl Calls {
         &self.calls[key.index as usize]
     }
 
-    /// The record of the call with the last number, in a place that may have been used before.
-    #[inline(always)]
-    pub(crate) fn record(
-        &mut self,
-        function: u32,
-        settings: &Settings,
-        due: Option<Instant>,
-        listener: Listener,
-    ) -> CallKey {
-        if due.is_some() {
-            self.due = [self.due, due].into_iter().flatten().min();
-        }
-        let index = self.free.pop().unwrap_or_else(|| self.one_more());
-        // Field by field: a call as a whole would be made elsewhere first, and copied.
-        let call = &mut self.calls[index as usize];
-        call.number = self.last_number;
-        call.function = function;
-        call.settings = *settings;
-        call.due = due;
-        call.reruns = 0;
-        call.executing_ns = 0;
-        call.cancelled = false;
-        call.dropped = false;
-        call.cut_off = None;
-        call.listener = listener;
-        CallKey { index, number: self.last_number }
-    }
-
-    /// A place for a call more than there ever were at once.
-    #[cold]
-    fn one_more(&mut self) -> u32 {
-        self.calls.push(Call::default());
-        (self.calls.len() - 1) as u32
+    /// What the call in a place is known by.
+    #[inline]
+    pub(crate) fn key(&self, index: u32) -> CallKey {
+        CallKey { index, number: self.calls[index as usize].number }
     }
 
     /// What an answer that is not OK means.

@@ -4,10 +4,10 @@ use std::{fmt, time::Instant};
 
 use crate::{
     calls::{CallKey, Calls, lost_reply},
-    ended::Listener,
     error::CallError,
     function::{Function, once},
-    tune::DROPPED_GRACE,
+    replies::Reaped,
+    tune::{DROPPED_GRACE, GATHER_PAUSES, GATHERED_FROM},
 };
 
 /// A bounded number of calls, each with a tag of the caller's: every tag that is pushed comes back once, with its call's result, in
@@ -38,6 +38,14 @@ pub struct Completions<'p, T> {
     tags: Vec<Option<(CallKey, T)>>,
     /// What could not be sent, and why.
     refused: Vec<(T, CallError)>,
+}
+
+/// What there was to be taken.
+enum Taken<T, R> {
+    Result(T, R),
+    /// Answers, of which those who wait for them were told.
+    Others,
+    Nothing,
 }
 
 /// As many calls as the queue takes are under way or not taken yet: take one first. Holds the tag that was not pushed.
@@ -97,7 +105,14 @@ impl<'p, T> Completions<'p, T> {
 
     /// Sends a call. What prevents it is the call's result.
     pub fn push(&mut self, input: &[u8], tag: T) -> Result<(), Full<T>> {
-        self.push_with(input.len(), |buffer| buffer.copy_from_slice(input), tag)
+        if self.is_full() {
+            return Err(Full(tag));
+        }
+        let Function { pool, index, ref settings } = self.function;
+        let mut calls = pool.calls();
+        let sent = calls.submit(index, settings, Some(self.queue), input);
+        self.admit(sent.map(|index| calls.key(index)), tag);
+        Ok(())
     }
 
     /// The same with an input of `len` bytes that `fill` writes in place. `fill` may not use the pool.
@@ -107,8 +122,15 @@ impl<'p, T> Completions<'p, T> {
         fill: impl FnOnce(&mut [u8]),
         tag: T,
     ) -> Result<(), Full<T>> {
-        let (index, settings) = (self.function.index, self.function.settings);
-        self.admit(tag, |calls, told| calls.submit(index, &settings, told, len, &mut once(fill)))
+        if self.is_full() {
+            return Err(Full(tag));
+        }
+        let Function { pool, index, ref settings } = self.function;
+        let mut calls = pool.calls();
+        let (queue, fill) = (Some(self.queue), &mut once(fill));
+        let sent = calls.submit_with(index, settings, queue, len, fill);
+        self.admit(sent.map(|index| calls.key(index)), tag);
+        Ok(())
     }
 
     /// Sends a call of another function of the same pool.
@@ -123,9 +145,14 @@ impl<'p, T> Completions<'p, T> {
     ) -> Result<(), Full<T>> {
         let same = std::ptr::eq(function.pool, self.function.pool);
         assert!(same, "a completion queue takes calls of its own pool only");
-        let mut fill = |buffer: &mut [u8]| buffer.copy_from_slice(input);
-        let (index, settings) = (function.index, function.settings);
-        self.admit(tag, |calls, told| calls.submit(index, &settings, told, input.len(), &mut fill))
+        if self.is_full() {
+            return Err(Full(tag));
+        }
+        let &Function { pool, index, ref settings } = function;
+        let mut calls = pool.calls();
+        let sent = calls.submit(index, settings, Some(self.queue), input);
+        self.admit(sent.map(|index| calls.key(index)), tag);
+        Ok(())
     }
 
     /// Pushes calls, each an input and its tag, until the queue is full or there are no more; they go out together, which costs
@@ -149,11 +176,16 @@ impl<'p, T> Completions<'p, T> {
         &mut self,
         mut read: impl FnMut(&[u8]) -> R,
     ) -> Option<(T, Result<R, CallError>)> {
+        let mut calls = self.function.pool.calls();
         while self.len > 0 {
-            if let Some(taken) = self.take(&mut read) {
-                return Some(taken);
+            match self.take(&mut calls, &mut read) {
+                Taken::Result(tag, result) => return Some((tag, result)),
+                Taken::Others => calls.look_around(),
+                Taken::Nothing => {
+                    self.let_gather();
+                    calls.await_any();
+                }
             }
-            self.function.pool.calls().await_any();
         }
         None
     }
@@ -168,46 +200,89 @@ impl<'p, T> Completions<'p, T> {
         &mut self,
         mut read: impl FnMut(&[u8]) -> R,
     ) -> Option<(T, Result<R, CallError>)> {
-        if let Some(taken) = self.take(&mut read) {
-            return Some(taken);
-        }
         let mut calls = self.function.pool.calls();
-        calls.pump();
-        calls.look_around();
-        drop(calls);
-        self.take(&mut read)
+        loop {
+            match self.take(&mut calls, &mut read) {
+                Taken::Result(tag, result) => return Some((tag, result)),
+                Taken::Others => {}
+                Taken::Nothing => {
+                    calls.look_around();
+                    return self.take_told(&mut calls, &mut read);
+                }
+            }
+        }
     }
 
-    fn admit(
-        &mut self,
-        tag: T,
-        submit: impl FnOnce(&mut Calls, Listener) -> Result<CallKey, CallError>,
-    ) -> Result<(), Full<T>> {
-        if self.is_full() {
-            return Err(Full(tag));
+    /// Nothing has ended. Of many calls several will soon: who looks for each at once takes from the worker, for each, the cache line that it
+    /// is about to write.
+    #[inline]
+    fn let_gather(&self) {
+        if self.len >= GATHERED_FROM {
+            (0..GATHER_PAUSES).for_each(|_| std::hint::spin_loop());
         }
+    }
+
+    /// A call was sent, or could not be.
+    #[inline(always)]
+    fn admit(&mut self, sent: Result<CallKey, Box<CallError>>, tag: T) {
         self.len += 1;
-        let mut calls = self.function.pool.calls();
-        match submit(&mut calls, Listener::Queue(self.queue)) {
-            Ok(key) => {
-                let index = key.index as usize;
-                if self.tags.len() <= index {
-                    self.tags.resize_with(index + 1, || None);
-                }
-                self.tags[index] = Some((key, tag));
-            }
-            Err(error) => self.refused.push((tag, error)),
+        let key = match sent {
+            Ok(key) => key,
+            Err(error) => return self.refused.push((tag, *error)),
+        };
+        let index = key.index as usize;
+        if index >= self.tags.len() {
+            self.make_places(index + 1);
         }
-        Ok(())
+        self.tags[index] = Some((key, tag));
+    }
+
+    /// There never were so many calls at once. Knows no tag: what is handed to another function has to lie in memory.
+    #[cold]
+    #[inline(never)]
+    fn make_places(&mut self, places: usize) {
+        self.tags.resize_with(places, || None);
+    }
+
+    /// Takes one that was told of, or else the next reply to one of our calls that lies on a lane. Compiled into its callers: a
+    /// result that goes through memory is written in parts and read as a whole, and waits for that.
+    #[inline(always)]
+    fn take<R>(
+        &mut self,
+        calls: &mut Calls,
+        read: &mut impl FnMut(&[u8]) -> R,
+    ) -> Taken<T, Result<R, CallError>> {
+        if (calls.ended.told(self.queue) || !self.refused.is_empty())
+            && let Some((tag, result)) = self.take_told(calls, read)
+        {
+            return Taken::Result(tag, result);
+        }
+        let mut reply = None;
+        let index = match calls.reap(self.queue, &mut |bytes| reply = Some(read(bytes))) {
+            Reaped::Read(index) => index,
+            Reaped::Told => return Taken::Others,
+            Reaped::Nothing => return Taken::Nothing,
+        };
+        match (self.tags[index as usize].take(), reply) {
+            (Some((_, tag)), Some(reply)) => {
+                self.len -= 1;
+                Taken::Result(tag, Ok(reply))
+            }
+            _ => Taken::Others,
+        }
     }
 
     /// Takes one that was told of, if there is one.
-    fn take<R>(&mut self, read: &mut impl FnMut(&[u8]) -> R) -> Option<(T, Result<R, CallError>)> {
+    #[inline(never)]
+    fn take_told<R>(
+        &mut self,
+        calls: &mut Calls,
+        read: &mut impl FnMut(&[u8]) -> R,
+    ) -> Option<(T, Result<R, CallError>)> {
         if let Some((tag, error)) = self.refused.pop() {
             self.len -= 1;
             return Some((tag, Err(error)));
         }
-        let mut calls = self.function.pool.calls();
         while let Some(told) = calls.ended.next_of(self.queue) {
             let place = &mut self.tags[told.index as usize];
             // Told of twice and taken already, or taken back while it was read and told of again later.
@@ -256,14 +331,10 @@ impl Calls {
         lanes.max(1) * usize::from(self.request.window)
     }
 
-    /// Waits until something has happened: an answer, or what only shows in the calls.
+    /// No lane had an answer: waits a little, and sees to the rest.
     fn await_any(&mut self) {
         let due: Option<Instant> = self.due;
-        if !self.pump() {
-            self.make_room();
-            self.idle(None, due);
-        } else {
-            self.look_around();
-        }
+        self.make_room();
+        self.idle(None, due);
     }
 }

@@ -48,6 +48,12 @@ impl Ended {
         self.queues[queue] = None;
     }
 
+    /// Whether there is anything to be taken.
+    #[inline]
+    pub(crate) fn told(&self, queue: usize) -> bool {
+        self.queues[queue].as_ref().is_some_and(|keys| !keys.is_empty())
+    }
+
     /// The next call that has ended, or had when it was told.
     pub(crate) fn next_of(&mut self, queue: usize) -> Option<CallKey> {
         self.queues[queue].as_mut()?.pop_front()

@@ -4,8 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     at_once::Copying,
-    calls::{CallKey, lost_reply},
-    ended::Listener,
+    calls::{CallKey, Calls, lost_reply},
     error::{CallError, Failure},
     event::CallStats,
     pool::Pool,
@@ -133,7 +132,7 @@ impl<'p> Function<'p> {
 
     /// Sends a call and does not wait for its reply; waits for a free slot if all are in use.
     pub fn submit(&self, input: &[u8]) -> Result<Ticket<'p>, CallError> {
-        self.submit_with(input.len(), |buffer| buffer.copy_from_slice(input))
+        self.ticket(|calls| calls.submit(self.index, &self.settings, None, input))
     }
 
     /// As [`submit`](Self::submit), with an input that `fill` writes in place.
@@ -142,10 +141,17 @@ impl<'p> Function<'p> {
         len: usize,
         fill: impl FnOnce(&mut [u8]),
     ) -> Result<Ticket<'p>, CallError> {
+        let fill = &mut once(fill);
+        self.ticket(|calls| calls.submit_with(self.index, &self.settings, None, len, fill))
+    }
+
+    fn ticket(
+        &self,
+        submit: impl FnOnce(&mut Calls) -> Result<u32, Box<CallError>>,
+    ) -> Result<Ticket<'p>, CallError> {
         let mut calls = self.pool.calls();
-        let (fill, listener) = (&mut once(fill), Listener::Nobody);
-        let call = calls.submit(self.index, &self.settings, listener, len, fill)?;
-        Ok(Ticket { pool: self.pool, call, taken: false })
+        let call = submit(&mut calls).map_err(|error| *error)?;
+        Ok(Ticket { pool: self.pool, call: calls.key(call), taken: false })
     }
 
     /// Calls it once for each input, on all cores at once, and returns the results in the inputs' order.

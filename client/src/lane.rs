@@ -3,14 +3,18 @@
 //! A slot is taken by [`Lane::prepare`], filled and sent by [`Lane::send`], answered by [`Lane::poll`], read by [`Lane::read`] and free again
 //! after that or [`Lane::free`]. The worker is not trusted: an answer that fits no outstanding call closes the lane.
 
+mod input;
 mod round_trip;
+#[cfg(test)]
+mod tests;
 
 use gleaner_fabric::{
     AnyLink, Arena, Arrival, Block, Expected, Geometry, Link, LinkError, Payload,
 };
 use gleaner_proto::header::{Header, Status};
 
-use crate::calls::{Fill, Read};
+use crate::calls::Read;
+pub(crate) use input::{Input, input};
 use round_trip::Odd;
 pub(crate) use round_trip::{Errand, Trip};
 
@@ -115,16 +119,27 @@ impl Lane {
     #[inline(always)]
     pub(crate) fn prepare(&mut self, len: u32, reply_capacity: u32) -> Option<u16> {
         let number = *self.free.last()?;
+        if len.max(reply_capacity) <= self.geometry.slot_capacity() {
+            self.slots[usize::from(number)].expected.set_lengths(len, reply_capacity);
+        } else {
+            self.prepare_large(number, len, reply_capacity)?;
+        }
+        self.free.pop();
+        Some(number)
+    }
+
+    /// Takes room in the arenas for what does not fit the slot's own blocks.
+    #[cold]
+    #[inline(never)]
+    fn prepare_large(&mut self, number: u16, len: u32, reply_capacity: u32) -> Option<()> {
         let own = self.geometry.slot(number);
         let request = block(&mut self.requests, own, len)?;
         let Some(reply) = block(&mut self.replies, own, reply_capacity) else {
             give_back(&mut self.requests, own, request);
             return None;
         };
-        self.free.pop();
-        let slot = &mut self.slots[usize::from(number)];
-        slot.expected.set_blocks(request, reply);
-        Some(number)
+        self.slots[usize::from(number)].expected.set_blocks(request, reply);
+        Some(())
     }
 
     /// The input of a slot's call, as it was sent.
@@ -132,25 +147,25 @@ impl Lane {
         input(&mut self.link, &self.slots[usize::from(slot)].expected)
     }
 
-    /// Sends a prepared call, with the input that `fill` writes.
+    /// Sends a prepared call with its input.
     #[inline(always)]
     pub(crate) fn send(
         &mut self,
         number: u16,
         call: &Invocation,
-        fill: Fill<'_>,
-    ) -> Result<(), LaneError> {
+        input: &mut impl Input,
+    ) -> Result<(), Box<LinkError>> {
         let slot = &mut self.slots[usize::from(number)];
-        // First: if it panics, there is no such call.
-        fill(input(&mut self.link, &slot.expected));
+        slot.expected.begin(call.number, call.function);
+        let sent = match &mut self.link {
+            AnyLink::Shm(link) => input.send(&mut **link, &slot.expected, call.time_ns),
+            AnyLink::Rdma(link) => send_apart(&mut **link, slot, call, input),
+            AnyLink::Tcp(link) => send_apart(&mut **link, slot, call, input),
+        };
+        // Last: if the input panics, there is no such call.
         slot.stage = Stage::Asked;
         slot.call = Some(call.call);
-        slot.expected.begin(call.number, call.function);
-        match &mut self.link {
-            AnyLink::Shm(link) => send(&mut **link, slot, call),
-            AnyLink::Rdma(link) => send_other(&mut **link, slot, call),
-            AnyLink::Tcp(link) => send_other(&mut **link, slot, call),
-        }
+        sent
     }
 
     /// Several calls follow: they may go out together.
@@ -186,6 +201,31 @@ impl Lane {
         intact
     }
 
+    /// The call whose answer is next, and its slot, if the link can tell so much.
+    #[inline(always)]
+    pub(crate) fn upcoming(&self) -> Option<(u16, u32)> {
+        let AnyLink::Shm(link) = &self.link else { return None };
+        let number = link.upcoming()?;
+        let slot = self.slots.get(usize::from(number))?;
+        (slot.stage == Stage::Asked).then_some((number, slot.call?))
+    }
+
+    /// Hands the next reply to `read` in place and frees its slot, if it is the good answer to this slot's call. False: what is next is
+    /// something else, or its memory was taken back and what was read may have been anything.
+    #[inline(always)]
+    pub(crate) fn read_upcoming(&mut self, slot: u16, read: &mut impl FnMut(&[u8])) -> bool {
+        let AnyLink::Shm(link) = &mut self.link else { return false };
+        let Some(reply) = link.reply_to(&self.slots[usize::from(slot)].expected) else {
+            return false;
+        };
+        read(reply);
+        let intact = link.intact();
+        if intact {
+            self.free(slot);
+        }
+        intact
+    }
+
     /// An answer's bytes.
     #[inline]
     pub(crate) fn reply(&self, slot: u16) -> &[u8] {
@@ -208,11 +248,23 @@ impl Lane {
         let used = &mut self.slots[usize::from(slot)];
         used.stage = Stage::Idle;
         used.call = None;
+        self.free.push(slot);
         let own = self.geometry.slot(slot);
+        if (used.expected.input().offset, used.expected.block().offset) != (own.offset, own.offset)
+        {
+            self.give_back(slot);
+        }
+    }
+
+    /// The slot has its own blocks again.
+    #[cold]
+    #[inline(never)]
+    fn give_back(&mut self, slot: u16) {
+        let own = self.geometry.slot(slot);
+        let used = &mut self.slots[usize::from(slot)];
         give_back(&mut self.requests, own, used.expected.input());
         give_back(&mut self.replies, own, used.expected.block());
         used.expected.set_blocks(own, own);
-        self.free.push(slot);
     }
 
     /// Calls that wait for an answer: slot, caller, number.
@@ -234,21 +286,14 @@ impl Lane {
     }
 }
 
-/// Where a call's input lies.
-#[inline(always)]
-pub(crate) fn input<'a, L: Link + ?Sized>(link: &'a mut L, call: &Expected) -> &'a mut [u8] {
-    let input = call.input();
-    &mut link.outgoing(input)[..input.capacity as usize]
-}
-
-#[inline(always)]
-fn send<L: Link + ?Sized>(link: &mut L, slot: &Slot, call: &Invocation) -> Result<(), LaneError> {
-    link.ask(&slot.expected, call.time_ns).map_err(|error| LaneError::Link(*error))
-}
-
 #[inline(never)]
-fn send_other(link: &mut dyn Link, slot: &Slot, call: &Invocation) -> Result<(), LaneError> {
-    send(link, slot, call)
+fn send_apart(
+    link: &mut dyn Link,
+    slot: &Slot,
+    call: &Invocation,
+    input: &mut impl Input,
+) -> Result<(), Box<LinkError>> {
+    input.send(link, &slot.expected, call.time_ns)
 }
 
 /// The next answer, if it fits a call that waits for one.
@@ -304,65 +349,5 @@ fn block(arena: &mut Arena, own: Block, payload: u32) -> Option<Block> {
 fn give_back(arena: &mut Arena, own: Block, block: Block) {
     if block.offset != own.offset {
         arena.give_back(block);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::{fd::AsFd, unix::net::UnixStream};
-
-    use gleaner_fabric::{Segment, ShmLink, Side};
-    use gleaner_proto::header::Kind;
-
-    use super::*;
-
-    const GEOMETRY: Geometry = Geometry { window: 2, slot_bytes: 4096, arena_bytes: 0 };
-    const CALL: Invocation = Invocation { call: 0, number: 1, function: 0, time_ns: 0 };
-
-    /// A lane over shared memory with one answered call; the file is the executor's.
-    fn answered() -> (std::os::fd::OwnedFd, Lane, ShmLink, Answer) {
-        let file = Segment::create(GEOMETRY).unwrap();
-        let open = || Segment::open(file.as_fd(), GEOMETRY).unwrap();
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut worker = ShmLink::new(open(), theirs.into(), Side::Worker);
-        let mut lane = Lane::new(ShmLink::new(open(), ours.into(), Side::Client).into(), 1);
-        let slot = lane.prepare(5, 64).unwrap();
-        lane.send(slot, &CALL, &mut |buffer| buffer.copy_from_slice(b"input")).unwrap();
-        let request = worker.poll().unwrap().unwrap();
-        let reply = request.reply.unwrap();
-        worker.outgoing(reply)[..5].copy_from_slice(b"reply");
-        let kind = Kind::Response;
-        let header = Header { kind, block: reply.index(), payload_len: 5, ..request.header };
-        worker.post(reply, &header).unwrap();
-        let answer = lane.poll().unwrap().unwrap();
-        (file, lane, worker, answer)
-    }
-
-    #[test]
-    fn an_input_that_panics_makes_no_call() {
-        let file = Segment::create(GEOMETRY).unwrap();
-        let (ours, _theirs) = UnixStream::pair().unwrap();
-        let segment = Segment::open(file.as_fd(), GEOMETRY).unwrap();
-        let mut lane = Lane::new(ShmLink::new(segment, ours.into(), Side::Client).into(), 1);
-        let slot = lane.prepare(5, 64).unwrap();
-        let send = || lane.send(slot, &CALL, &mut |_| panic!("no input"));
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(send)).unwrap_err();
-        assert_eq!(lane.outstanding().count(), 0, "an eviction would send it elsewhere");
-    }
-
-    #[test]
-    fn a_reply_is_read_once() {
-        let (_file, mut lane, _worker, Answer { slot, .. }) = answered();
-        assert!(lane.read(slot, &mut |bytes| assert_eq!(bytes, b"reply")));
-        assert_eq!(lane.outstanding().count(), 0);
-    }
-
-    #[test]
-    fn a_reply_that_was_taken_back_is_not_believed_and_its_input_is_still_there() {
-        let (file, mut lane, _worker, Answer { slot, .. }) = answered();
-        Segment::take_back(&file, GEOMETRY).unwrap();
-        assert!(!lane.read(slot, &mut |_| ()));
-        assert_eq!(lane.outstanding().count(), 1, "it waits for its verdict");
-        assert_eq!(lane.input(slot), b"input", "to be sent elsewhere");
     }
 }

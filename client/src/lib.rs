@@ -58,6 +58,7 @@ mod session;
 mod share;
 mod slots;
 mod spin;
+mod submit;
 mod tune;
 mod verbs;
 mod waiting;

@@ -51,7 +51,7 @@ impl LocalFunction {
     }
 
     /// Calls it.
-    pub(crate) fn call(&mut self, mut input: Vec<u8>, capacity: u32) -> Result<Vec<u8>, Failure> {
+    pub(crate) fn call(&mut self, mut input: Box<[u8]>, capacity: u32) -> Result<Vec<u8>, Failure> {
         let room = capacity as usize;
         self.output.clear();
         self.output.resize(room, 0);

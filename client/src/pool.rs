@@ -144,6 +144,7 @@ impl Pool {
     }
 
     /// The calls, for one operation. A caller's closure that comes back in here is a bug of the caller.
+    #[inline]
     #[track_caller]
     pub(crate) fn calls(&self) -> RefMut<'_, Calls> {
         // It may take answers and wake-ups that others wait for: they look again.
@@ -152,6 +153,7 @@ impl Pool {
     }
 
     /// Makes the pool's descriptor readable, if there is one.
+    #[inline]
     pub(crate) fn ring(&self) {
         if let Some(reactor) = self.reactor.get() {
             reactor.ring();

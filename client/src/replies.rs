@@ -1,14 +1,24 @@
 //! How a call's reply is waited for, read where it lies, and forgotten.
 //!
-//! The end of what [`crate::calls`] begins.
+//! The end of what [`crate::submit`] begins.
 
 use std::time::Duration;
 
 use crate::{
     calls::{Call, CallKey, Calls, Read, State, lost_reply},
+    ended::Listener,
     error::CallError,
     event::CallStats,
 };
+
+/// What a look at the lanes found for a completion queue.
+pub(crate) enum Reaped {
+    /// The reply to the call in this place, which was read and is forgotten.
+    Read(u32),
+    /// Another answer. Who waits for it was told.
+    Told,
+    Nothing,
+}
 
 impl Calls {
     /// Waits for a call's end, and returns what `read` makes of its reply.
@@ -57,6 +67,47 @@ impl Calls {
         read: Read<'_>,
     ) -> Option<Result<(), Box<CallError>>> {
         if self.is_done(key) { self.take(key, read) } else { None }
+    }
+
+    /// Looks at lane after lane for an answer, from behind the last one that had any, and takes the first. A good one to a call of this
+    /// completion queue is handed to `read` on the spot: nobody is told of it.
+    #[inline(always)]
+    pub(crate) fn reap(&mut self, queue: usize, read: &mut impl FnMut(&[u8])) -> Reaped {
+        for _ in 0..self.lanes_at_most() {
+            self.reaped = self.after(self.reaped);
+            let (session, lane) = self.reaped;
+            if let Some(index) = self.read_upcoming(session, lane, queue, read) {
+                return Reaped::Read(index);
+            }
+            if self.pump_one(session, lane) {
+                return Reaped::Told;
+            }
+        }
+        Reaped::Nothing
+    }
+
+    /// Reads what is next on a lane if it is the good answer to a call of this queue, whose place is free then.
+    #[inline(always)]
+    fn read_upcoming(
+        &mut self,
+        session: usize,
+        lane: usize,
+        queue: usize,
+        read: &mut impl FnMut(&[u8]),
+    ) -> Option<u32> {
+        let open = self.sessions.get_mut(session)?.as_mut()?;
+        let lane = open.lanes.get_mut(lane).filter(|_| open.closing.is_none())?;
+        let (slot, index) = lane.upcoming()?;
+        let call = &mut self.calls[index as usize];
+        let is_ours = matches!(call.listener, Listener::Queue(number) if number == queue);
+        if !is_ours || call.dropped || !lane.read_upcoming(slot, read) {
+            return None;
+        }
+        call.state = State::Free;
+        self.free.push(index);
+        self.stats.ok += 1;
+        self.spin.answered();
+        Some(index)
     }
 
     /// What a call went through that was collected just now.

@@ -5,10 +5,10 @@
 use std::time::Duration;
 
 use crate::{
-    calls::{Calls, Fill, Place, State},
+    calls::{Calls, Place, State},
     error::{CallError, Failure},
     function::Settings,
-    lane::{Invocation, Lane},
+    lane::{Input, Invocation, Lane},
 };
 
 impl Calls {
@@ -28,7 +28,7 @@ impl Calls {
     /// A slot on the next lane that has one, lane after lane.
     #[inline(always)]
     pub(crate) fn prepare(&mut self, len: u32, settings: &Settings) -> Option<Place> {
-        for _ in 0..self.sessions.len() * self.wide() {
+        for _ in 0..self.lanes_at_most() {
             let (session, lane) = self.turn();
             self.last = (session, lane);
             let Some(open) = self.sessions[session].as_mut().filter(|s| s.closing.is_none()) else {
@@ -51,11 +51,22 @@ impl Calls {
         self.request.cores as usize
     }
 
-    /// The session and the lane whose turn it is: session after session, then lane after lane. Sessions come and go: what is out of range
-    /// begins anew.
+    /// Lanes that there may be.
+    #[inline(always)]
+    pub(crate) fn lanes_at_most(&self) -> usize {
+        self.sessions.len() * self.wide()
+    }
+
+    /// The session and the lane whose turn it is.
     #[inline(always)]
     pub(crate) fn turn(&self) -> (usize, usize) {
-        let (session, lane) = self.last;
+        self.after(self.last)
+    }
+
+    /// The session and the lane that follow: session after session, then lane after lane. Sessions come and go: what is out of range
+    /// begins anew.
+    #[inline(always)]
+    pub(crate) fn after(&self, (session, lane): (usize, usize)) -> (usize, usize) {
         if session + 1 < self.sessions.len() {
             return (session + 1, lane);
         }
@@ -75,7 +86,7 @@ impl Calls {
 
     /// Writes a call's input into its slot, and sends it.
     #[inline(always)]
-    pub(crate) fn send(&mut self, index: u32, place: Place, fill: Fill<'_>) {
+    pub(crate) fn send(&mut self, index: u32, place: Place, input: &mut impl Input) {
         let Some(open) = self.sessions[place.session()].as_mut() else {
             return;
         };
@@ -86,7 +97,7 @@ impl Calls {
             function: open.functions[call.function as usize],
             time_ns: call.settings.deadline.map_or(0, |deadline| deadline.as_nanos() as u64),
         };
-        let sent = open.lanes[place.lane()].send(place.slot, &invocation, fill);
+        let sent = open.lanes[place.lane()].send(place.slot, &invocation, input);
         // A call that could not be written counts as sent: the session's verdicts say that it did not arrive.
         call.state = State::Sent(place);
         if let Err(error) = sent {
@@ -133,7 +144,7 @@ impl Calls {
             };
             self.queue.pop_front();
             if let State::Queued(input) = std::mem::take(&mut self.calls[index as usize].state) {
-                self.send(index, place, &mut |buffer| buffer.copy_from_slice(&input));
+                self.send(index, place, &mut &input[..]);
             }
         }
     }
@@ -144,7 +155,7 @@ impl Calls {
             return;
         };
         let lane = &mut open.lanes[place.lane()];
-        let input = lane.input(place.slot).to_vec();
+        let input = lane.input(place.slot).into();
         lane.free(place.slot);
         let call = &mut self.calls[index as usize];
         call.reruns += 1;

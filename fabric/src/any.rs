@@ -84,6 +84,16 @@ impl Link for AnyLink {
         on!(self, link => link.ask_with(call, input, time_ns))
     }
 
+    #[inline]
+    fn ask_keeping(
+        &mut self,
+        call: &Expected,
+        input: &[u8],
+        time_ns: u64,
+    ) -> Result<(), Box<LinkError>> {
+        on!(self, link => link.ask_keeping(call, input, time_ns))
+    }
+
     fn carries(&self, call: &Expected) -> bool {
         on!(self, link => link.carries(call))
     }

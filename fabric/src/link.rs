@@ -274,6 +274,17 @@ pub trait Link: Send {
         self.ask(call, time_ns)
     }
 
+    /// The same, and the input lies in its block too: it may be wanted again.
+    #[inline(always)]
+    fn ask_keeping(
+        &mut self,
+        call: &Expected,
+        input: &[u8],
+        time_ns: u64,
+    ) -> Result<(), Box<LinkError>> {
+        self.ask_with(call, input, time_ns)
+    }
+
     /// Client: whether this call's input travels beside its header, and need not lie in its block.
     fn carries(&self, call: &Expected) -> bool {
         let _ = call;

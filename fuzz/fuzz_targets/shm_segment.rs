@@ -43,6 +43,8 @@ enum Step {
         slot: u8,
         at: u8,
         byte: u8,
+        /// Nothing else may be taken.
+        alone: bool,
     },
     Serve,
     Arm,
@@ -76,7 +78,7 @@ fn run(link: &mut ShmLink, peer: &File, layout: &Layout, side: Side, step: Step)
         }
         Step::Poll => look(link),
         Step::Post { slot, len } => post(link, side, u16::from(slot) % GEOMETRY.window, len),
-        Step::Answer { number, slot, at, byte } if side == Side::Client => {
+        Step::Answer { number, slot, at, byte, alone } if side == Side::Client => {
             let slot = u16::from(slot) % GEOMETRY.window;
             let mut call = Expected::new(slot, 1, GEOMETRY.slot(slot));
             call.begin(1, 0);
@@ -85,7 +87,14 @@ fn run(link: &mut ShmLink, peer: &File, layout: &Layout, side: Side, step: Step)
             bytes[56] = number;
             bytes[usize::from(at) % HEADER_LEN] ^= byte;
             write(layout.half(Direction::Responses).line(number.into()), &bytes);
-            if let Ok(Found::Reply(reply)) = link.answer(&call, 1) {
+            let reply = match alone {
+                true => link.reply_to(&call),
+                false => match link.answer(&call, 1) {
+                    Ok(Found::Reply(reply)) => Some(reply),
+                    _ => None,
+                },
+            };
+            if let Some(reply) = reply {
                 assert!(reply.len() <= call.block().capacity as usize);
             }
         }

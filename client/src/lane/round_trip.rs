@@ -229,7 +229,7 @@ mod tests {
         let (_file, mut lane, mut worker) = pair();
         let other = lane.prepare(5, 64).unwrap();
         let sent = Invocation { call: 4, number: 1, function: 0, time_ns: 0 };
-        lane.send(other, &sent, &mut |buffer| buffer.copy_from_slice(b"other")).unwrap();
+        lane.send(other, &sent, &mut &b"other"[..]).unwrap();
         answer(&mut worker, b"reply", |_| ());
         let (Trip::Remains, _) = call(&mut lane, 2, PATIENT) else { panic!("its reply") };
         let found = lane.adopt(5, &mut keep).1.unwrap().unwrap();

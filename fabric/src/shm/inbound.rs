@@ -99,7 +99,17 @@ impl Inbound {
         self.last_slot = slot;
         self.usual = if self.pipelined { NONE } else { slot.into() };
         if self.pipelined {
-            segment.prefetch_payload_of(&self.half, self.number());
+            self.look_ahead(segment);
+        }
+    }
+
+    /// The next message is probably here, and like the last one: begins to bring in the part of it that is
+    /// waited for longest.
+    #[inline(always)]
+    fn look_ahead(&self, segment: &Segment) {
+        match self.expected.len() {
+            0 => segment.prefetch_line(&self.half, self.number()),
+            _ => segment.prefetch_payload_of(&self.half, self.number()),
         }
     }
 

@@ -7,8 +7,8 @@ use gleaner_proto::header::{BLOCK_ALIGN, Header, Kind, Status, Words};
 use super::{
     layout::{Direction, Half},
     line::{
-        Answer, CARRIED_MAX, CarriedWords, Line, Shape, Snapshot, generation_of, may_carry,
-        slot_of, unpack,
+        Answer, CARRIED_MAX, Line, Shape, Snapshot, bytes, generation_of, may_carry, slot_of,
+        unpack,
     },
     segment::{Segment, Spot},
 };
@@ -212,17 +212,6 @@ impl Place {
     fn carried_mut(&mut self, len: u32) -> Option<&mut [u8]> {
         self.bytes.get_mut(..len as usize).filter(|_| self.shape.carries())
     }
-}
-
-/// A carried payload's bytes.
-#[inline(always)]
-fn bytes(words: CarriedWords) -> [u8; CARRIED_MAX] {
-    let mut bytes = [0; CARRIED_MAX];
-    let (parts, _) = bytes.as_chunks_mut::<8>();
-    for (part, word) in parts.iter_mut().zip(words) {
-        *part = word.to_le_bytes();
-    }
-    bytes
 }
 
 impl Taken<'_> {

@@ -297,6 +297,17 @@ fn word(bytes: &[u8]) -> u64 {
     }
 }
 
+/// A carried payload's bytes, as many as there may be.
+#[inline(always)]
+pub(crate) fn bytes(words: CarriedWords) -> [u8; CARRIED_MAX] {
+    let mut bytes = [0; CARRIED_MAX];
+    let (parts, _) = bytes.as_chunks_mut::<8>();
+    for (part, word) in parts.iter_mut().zip(words) {
+        *part = word.to_le_bytes();
+    }
+    bytes
+}
+
 #[cfg(test)]
 impl Line {
     /// A line that holds these words.

@@ -32,7 +32,9 @@ use gleaner_proto::header::{BLOCK_ALIGN, BadHeader, Header, Words as HeaderWords
 use inbound::Inbound;
 use kept::{Kept, Reply};
 pub use layout::{Direction, Half, Layout};
-use line::{CARRIED_MAX, carried_words, may_carry, may_carry_input, pack};
+use line::{
+    CARRIED_MAX, CarriedWords, bytes, carried_words, may_carry, may_carry_input, pack, slot_of,
+};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use segment::Spot;
 pub use segment::{Segment, SegmentError};
@@ -85,6 +87,25 @@ impl ShmLink {
             unrung: false,
             closed: false,
         }
+    }
+
+    /// Client: the slot of the next answer, if one is here. A hint, which the worker may change until the answer is taken.
+    #[inline(always)]
+    pub fn upcoming(&self) -> Option<u16> {
+        let line = self.inbound.next(&self.segment);
+        self.inbound.is_in(line).then(|| slot_of(line.first()))
+    }
+
+    /// Client: takes what is [upcoming](Self::upcoming) if it is this call's good answer, and leaves anything else to
+    /// [`poll`](Link::poll). Ask whether the link is [`intact`](Link::intact) after reading.
+    #[inline(always)]
+    pub fn reply_to(&mut self, call: &Expected) -> Option<&[u8]> {
+        let line = self.inbound.next(&self.segment);
+        if !self.inbound.is_in(line) {
+            return None;
+        }
+        let reply = self.kept.answer(line, &self.segment, call)?;
+        Some(self.took_reply(call.slot(), reply))
     }
 
     /// The next message is here.
@@ -154,6 +175,21 @@ impl ShmLink {
         Ok(())
     }
 
+    /// The next message was a good answer, and is taken: its payload.
+    #[inline(always)]
+    fn took_reply(&mut self, slot: u16, reply: Reply) -> &[u8] {
+        match reply {
+            Reply::Placed(spot) => {
+                self.inbound.took(&self.segment, slot, spot);
+                self.segment.incoming(spot)
+            }
+            Reply::Carried(len) => {
+                self.inbound.took(&self.segment, slot, Spot::NOTHING);
+                self.kept.carried_answer(len)
+            }
+        }
+    }
+
     /// The ring is full as far as is known.
     #[inline(always)]
     fn is_full(&self) -> bool {
@@ -203,6 +239,33 @@ impl ShmLink {
         let room = self.segment.outgoing(self.segment.room(&self.outbound, payload));
         let carried = carried_words(&room[..payload.capacity as usize]);
         self.publish(pack(words, carried));
+    }
+
+    /// Sends a request whose input travels in its line.
+    #[inline(always)]
+    fn ask_carrying(
+        &mut self,
+        call: &Expected,
+        input: CarriedWords,
+        time_ns: u64,
+    ) -> Result<(), Box<LinkError>> {
+        self.make_room()?;
+        self.publish(pack(call.request_words(time_ns), input));
+        Ok(())
+    }
+
+    /// Puts an input into its block, and sends its request.
+    #[inline(always)]
+    fn ask_placing(
+        &mut self,
+        call: &Expected,
+        input: &[u8],
+        time_ns: u64,
+    ) -> Result<(), Box<LinkError>> {
+        self.segment.put(&self.outbound, call.input().payload_offset(), input);
+        self.make_room()?;
+        self.publish(call.request_words(time_ns));
+        Ok(())
     }
 
     /// Stores a message in the next line, for which there is room, and wakes the peer if it sleeps.
@@ -300,15 +363,26 @@ impl Link for ShmLink {
     ) -> Result<(), Box<LinkError>> {
         debug_assert_eq!(call.input().capacity as usize, input.len(), "another input's length");
         if input.len() <= CARRIED_MAX && may_carry_input(call, self.slot_blocks) {
-            let carried = carried_words(input);
-            self.make_room()?;
-            self.publish(pack(call.request_words(time_ns), carried));
-            return Ok(());
+            return self.ask_carrying(call, carried_words(input), time_ns);
         }
-        self.segment.put(&self.outbound, call.input().payload_offset(), input);
-        self.make_room()?;
-        self.publish(call.request_words(time_ns));
-        Ok(())
+        self.ask_placing(call, input, time_ns)
+    }
+
+    #[inline(always)]
+    fn ask_keeping(
+        &mut self,
+        call: &Expected,
+        input: &[u8],
+        time_ns: u64,
+    ) -> Result<(), Box<LinkError>> {
+        debug_assert_eq!(call.input().capacity as usize, input.len(), "another input's length");
+        if input.len() <= CARRIED_MAX && may_carry_input(call, self.slot_blocks) {
+            let carried = carried_words(input);
+            // As a whole, whatever its length: every block has room for it.
+            self.segment.put(&self.outbound, call.input().payload_offset(), &bytes(carried));
+            return self.ask_carrying(call, carried, time_ns);
+        }
+        self.ask_placing(call, input, time_ns)
     }
 
     #[inline(always)]
@@ -362,22 +436,12 @@ impl Link for ShmLink {
             }
             line = self.inbound.next(&self.segment);
         }
-        let slot = expected.slot();
-        match self.kept.answer(line, &self.segment, expected) {
-            Some(Reply::Placed(spot)) => {
-                self.inbound.took(&self.segment, slot, spot);
-                Ok(Found::Reply(self.segment.incoming(spot)))
-            }
-            Some(Reply::Carried(len)) => {
-                self.inbound.took(&self.segment, slot, Spot::NOTHING);
-                Ok(Found::Reply(self.kept.carried_answer(len)))
-            }
-            None => {
-                let taken = self.kept.take(line, &self.segment)?;
-                self.inbound.took(&self.segment, taken.slot(), taken.spot());
-                Ok(Found::other(taken.arrival()))
-            }
+        if let Some(reply) = self.kept.answer(line, &self.segment, expected) {
+            return Ok(Found::Reply(self.took_reply(expected.slot(), reply)));
         }
+        let taken = self.kept.take(line, &self.segment)?;
+        self.inbound.took(&self.segment, taken.slot(), taken.spot());
+        Ok(Found::other(taken.arrival()))
     }
 
     fn serve(&mut self, runs: &mut dyn Runs) -> Result<bool, Box<LinkError>> {

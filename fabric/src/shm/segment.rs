@@ -256,6 +256,12 @@ impl Segment {
         unsafe { self.mapping.base().add(at).cast::<Line>().as_ref() }
     }
 
+    /// Begins to bring the ring's line for this message into the cache.
+    #[inline]
+    pub(super) fn prefetch_line(&self, half: &Half, sequence: u32) {
+        prefetch(std::ptr::from_ref(self.line(half, sequence)).cast());
+    }
+
     /// Begins to bring the payload of this message into the cache, if it is here already. What its header says is a hint, and
     /// checked when it is taken.
     #[inline]
@@ -288,13 +294,7 @@ impl Segment {
     #[inline]
     pub(super) fn prefetch(&self, spot: Spot) {
         debug_assert!(spot.at + spot.len <= self.mapping.len());
-        #[cfg(target_arch = "x86_64")]
-        {
-            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            let line = self.mapping.base().as_ptr().wrapping_add(spot.at);
-            // SAFETY: a hint, which faults nowhere.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
-        }
+        prefetch(self.mapping.base().as_ptr().wrapping_add(spot.at));
     }
 
     /// Where an arrival's payload lies. Panics if that is not inside: callers have checked what peers named.
@@ -376,6 +376,19 @@ impl Segment {
             self.mapping.advise_huge(region + arena, region + self.layout.region_bytes);
         }
     }
+}
+
+/// Begins to bring the cache line at an address into the cache.
+#[inline(always)]
+fn prefetch(line: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint, which faults nowhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
 }
 
 /// Refuses a file whose size or pages could change under us.

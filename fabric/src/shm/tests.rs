@@ -389,6 +389,41 @@ fn a_small_payload_touches_no_line_but_its_own() {
 }
 
 #[test]
+fn a_reply_is_taken_by_its_own_call_alone_and_anything_else_stays() {
+    let (mut client, mut worker) = ends(SMALL);
+    let mut calls = [0, 1].map(|slot| Expected::new(slot, 3, SMALL.slot(slot)));
+    for (size, status) in [(8, Status::Ok), (100, Status::Ok), (0, Status::FunctionError)] {
+        for call in &mut calls {
+            call.set_lengths(size, 100);
+            call.begin(u64::from(size), 6);
+            client.ask_keeping(call, &vec![size as u8; size as usize], 0).unwrap();
+            assert!(client.reply_to(call).is_none(), "nobody has answered");
+            let arrival = next(&mut worker, spin);
+            let Block { offset, capacity } = arrival.reply.unwrap();
+            worker.outgoing(SMALL.slot(call.slot()))[..size as usize].fill(9);
+            let kind = Kind::Response;
+            let header = Header { kind, status, reply_block: 0, time_ns: 5, ..arrival.header };
+            worker.post(Block { offset, capacity }, &header).unwrap();
+        }
+        for (call, other) in [(0, 1), (1, 0)] {
+            assert_eq!(client.upcoming(), Some(calls[call].slot()));
+            assert!(client.reply_to(&calls[other]).is_none(), "it is another's");
+            match status {
+                Status::Ok => {
+                    let reply = client.reply_to(&calls[call]);
+                    assert_eq!(reply.unwrap(), vec![9; size as usize]);
+                }
+                status => {
+                    assert!(client.reply_to(&calls[call]).is_none(), "it is no reply");
+                    assert_eq!(client.poll().unwrap().unwrap().header.status, status);
+                }
+            }
+        }
+        assert!(client.upcoming().is_none() && client.poll().unwrap().is_none());
+    }
+}
+
+#[test]
 fn a_word_that_is_no_way_to_sleep_and_a_full_socket_do_no_harm() {
     let (peer, mut link) = Hostile::against(Side::Client, SMALL);
     let half = *peer.layout.half(Direction::Requests);
